@@ -1,0 +1,201 @@
+"""The memory ledger: what resident models really hold, and what each is charged.
+
+The total is measured, never summed from guesses: this process's heap above what it was before any model came, the
+file pages its models map (each page once, however many models map it), and the PSS of the processes beside it. A
+model is charged the heap growth seen while it loaded; weights shared by several models are a charge of their own;
+what grew while nothing loaded (buffers of running batches) is the runtime's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+
+from octavo.serving.memory import anonymous_bytes, give_back_freed, pss_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One look at memory, bytes: `other` is everything of this process that is not heap (mapped files, shared)."""
+
+    heap: int
+    other: int
+    children: Mapping[str, int]
+
+
+def look(children: Mapping[str, Sequence[int]]) -> Measure:
+    """Measure now, with the processes of each model beside this one; costs milliseconds."""
+    heap = anonymous_bytes()
+    beside = {key: sum(pss_bytes(pid) for pid in pids) for key, pids in children.items()}
+    return Measure(heap, max(0, pss_bytes() - heap), beside)
+
+
+class Charges:
+    """The ledger of one budget. Used on the event loop only.
+
+    Args:
+        budget: bytes.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._base = look({})
+        self._last = self._base
+        self._own: dict[str, int] = {}
+        self._reserved: dict[str, int] = {}
+        self._unmeasured: dict[str, int] = {}
+        self._open: dict[str, int] = {}
+        self._share_of: dict[str, str] = {}
+        self._shared: dict[str, int] = {}
+        self._fresh: set[str] = set()
+        self._too_large: dict[str, int] = {}
+        self._weights: dict[str, int] = {}
+        self._known: dict[str, int] = {}
+        self._digests: dict[str, str] = {}
+        self._mark = self._base.heap
+        self._looking = asyncio.Lock()
+        self._asked = self._seen = 0
+        self._children: Mapping[str, Sequence[int]] = {}
+        self._rebased = False
+
+    def rebase(self) -> None:
+        """Take what is held now as what is held without any model; only once, before the first load."""
+        if not self._rebased:
+            self._rebased = True
+            give_back_freed()  # slack that a later trim returns would count as if models had given it back
+            self._base = self._last = look({})
+            self._mark = self._base.heap
+
+    def charged(self) -> int:
+        """Bytes held by models now: heap as of now, files and children as last measured."""
+        heap = anonymous_bytes() - self._base.heap
+        return max(0, heap + self._last.other - self._base.other + sum(self._last.children.values()))
+
+    def free(self) -> int:
+        """Bytes of the budget that are neither held nor promised."""
+        return self.budget - self.charged() - sum(self._reserved.values()) - self.unmeasured()
+
+    def unmeasured(self) -> int:
+        """Bytes promised to loads that have ended since the last look at memory."""
+        return sum(self._unmeasured.values())
+
+    def promised(self, key: str) -> bool:
+        """Whether a load of the model has room and is under way."""
+        return key in self._reserved
+
+    def of(self, key: str) -> int:
+        """What a model is charged by itself, bytes."""
+        return self._own.get(key, 0) + self._last.children.get(key, 0)
+
+    def shared(self, share_key: str) -> int:
+        """What the weights behind a share key take, bytes."""
+        return self._shared.get(share_key, 0) if share_key else 0
+
+    def shares(self) -> dict[str, int]:
+        """All shared weights in memory: share key to bytes."""
+        return dict(self._shared)
+
+    def too_large(self, digest: str, disk_bytes: int) -> int:
+        """The size of a model known not to fit the budget, measured or by its files; 0 when it may fit."""
+        if digest in self._too_large:
+            return self._too_large[digest]
+        return disk_bytes if digest not in self._known and disk_bytes > self.budget else 0
+
+    def expected(self, digest: str, share_key: str, disk_bytes: int) -> int:
+        """What a load will take: what it took before, its files at least; shared weights only for the first.
+
+        What it took can measure as nothing, when another model's memory went at the same time; weights that came
+        together with others may have been charged to those, but half of a file is read at least. Never more than the
+        budget: weights measure larger while two forms of them are mapped.
+        """
+        own = max(self._known.get(digest, 0), 0 if share_key else disk_bytes)
+        if share_key and share_key not in self._share_of.values():
+            own += min(disk_bytes, max(self._weights.get(share_key, disk_bytes), disk_bytes // 2))
+        return min(own, self.budget)
+
+    def reserve(self, key: str, size: int) -> None:
+        """Promise `size` bytes to a load that is about to begin."""
+        self._reserved[key] = size
+
+    def begin(self, key: str, expected: int, share_key: str) -> None:
+        """A load begins: heap growth from now on is its own (shared out when several load at once)."""
+        self._settle()
+        self._open[key] = max(expected, 1)
+        self._own.setdefault(key, 0)
+        self.share(key, share_key)
+
+    def share(self, key: str, share_key: str) -> None:
+        """A model maps weights that others may map too."""
+        self._share_of[key] = share_key
+        self._fresh.add(share_key)
+
+    def end(self, key: str, digest: str) -> None:
+        """A load has ended; its promise becomes its charge, which the next load of the same contents will expect.
+
+        What the heap does not show of the promise (mapped files, children) holds until they are measured. Weights that
+        are shared end up mapped, whatever the heap shows of making them.
+        """
+        self._settle()
+        own = self._known[digest] = self._own.get(key, 0)
+        self._digests[key] = digest
+        self._open.pop(key, None)
+        hidden = self._reserved.pop(key, 0) - (0 if self._share_of.get(key) else own)
+        self._unmeasured[key] = max(self._unmeasured.get(key, 0), hidden)
+
+    def drop(self, key: str) -> None:
+        """A model has gone."""
+        self._open.pop(key, None)
+        self._reserved.pop(key, None)
+        self._unmeasured.pop(key, None)
+        self._own.pop(key, None)
+        share = self._share_of.pop(key, "")
+        if share and share not in self._share_of.values():
+            gone = self._shared.pop(share, 0)  # until it is measured again
+            self._last = replace(self._last, other=max(self._base.other, self._last.other - gone))
+        digest = self._digests.pop(key, "")
+        if key in self._last.children:
+            self._known[digest] = self._known.get(digest, 0) + self._last.children[key]
+            left = {name: size for name, size in self._last.children.items() if name != key}
+            self._last = replace(self._last, children=left)
+        self._mark = anonymous_bytes()
+
+    def note_too_large(self, digest: str, size: int) -> None:
+        """Remember that a model of these contents measured larger than the budget."""
+        self._too_large[digest] = size
+
+    async def measure(self, threads: Executor, children: Mapping[str, Sequence[int]]) -> None:
+        """Look again at file pages and children, in a thread; who asks during a look shares the next one."""
+        self._asked += 1
+        mine, self._children = self._asked, dict(children)
+        async with self._looking:
+            if self._seen >= mine:
+                return
+            self._seen = self._asked
+            ended = list(self._unmeasured)
+            self._last = await asyncio.get_running_loop().run_in_executor(threads, look, self._children)
+            self._divide(max(0, self._last.other - self._base.other))
+            for key in ended:
+                self._unmeasured.pop(key, None)
+
+    def _divide(self, mapped: int) -> None:
+        """Charge mapped pages to the weights in memory: what is new to those just loaded, else to all by their size."""
+        present = {share for share in self._share_of.values() if share}
+        self._shared = {share: self._shared.get(share, 0) for share in present}
+        fresh, self._fresh = self._fresh & present, set()
+        known = sum(self._shared.values())
+        if fresh and mapped > known:
+            for share in fresh:
+                self._shared[share] += (mapped - known) // len(fresh)
+        elif known:
+            self._shared = {share: size * mapped // known for share, size in self._shared.items()}
+        self._weights |= self._shared
+
+    def _settle(self) -> None:
+        """Charge the heap growth since the last look to the loads that are open, by what each was expected to take."""
+        heap = anonymous_bytes()
+        grown, self._mark = heap - self._mark, heap
+        weights = sum(self._open.values())
+        for key, weight in self._open.items():
+            self._own[key] = max(0, self._own[key] + grown * weight // weights)

@@ -1,0 +1,241 @@
+"""A small synchronous client: arrays in, arrays out, over KServe v2's binary form on kept-open connections."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from octavo.errors import (
+    Busy,
+    Cancelled,
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    Invalid,
+    MissingExtra,
+    ModelFailed,
+    NotFound,
+    OctavoError,
+    OutOfMemory,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+from octavo.serving.tensors import Array, Tensors, datatype_of, decode_raw, encode_raw
+
+_TRIES = 4
+_LONGEST_WAIT = 10.0
+_KINDS: tuple[type[OctavoError], ...] = (
+    Invalid,
+    Unauthenticated,
+    Forbidden,
+    NotFound,
+    Conflict,
+    TooLarge,
+    Cancelled,
+    ModelFailed,
+    MissingExtra,
+    Unavailable,
+    Busy,
+    DeadlineExceeded,
+    OutOfMemory,
+)
+_KIND_OF_STATUS = {kind.status: kind for kind in _KINDS}
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+class Client:
+    """A server's client; may be shared by threads, and closes its connections at the end of a `with` block.
+
+    Args:
+        url: the server's address, as `http://127.0.0.1:8600`.
+        token: an API key; empty for none.
+        timeout: seconds one call may take, waiting for a busy server included.
+
+    Every method raises the `OctavoError` that the server told, `Unavailable` when it cannot be reached and
+    `DeadlineExceeded` when it does not answer in time.
+    """
+
+    def __init__(self, url: str, token: str = "", timeout: float = 60.0) -> None:
+        headers = {"accept-encoding": "identity"} | ({"authorization": f"Bearer {token}"} if token else {})
+        self._timeout = timeout
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+
+    def embed(self, texts: Sequence[str], model: str) -> NDArray[np.float32]:
+        """One vector per text: float32 [texts, dimensions]."""
+        if isinstance(texts, str):
+            raise Invalid("`texts` is one string", "embed", "Pass a list of strings.")
+        array = np.empty((len(texts), 1), dtype=np.object_)
+        array[:, 0] = [text.encode() for text in texts]
+        return self.infer(model, {"text": array}, outputs=["embedding"])["embedding"].astype(np.float32, copy=False)
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        version: str = "",
+        priority: int = 0,
+    ) -> Tensors:
+        """Ask a model.
+
+        Args:
+            model: its name.
+            inputs: by tensor name; object arrays of `bytes` or `str` are BYTES tensors.
+            outputs: names wanted; None for all.
+            version: number or label; empty for the default.
+            priority: 1 is the most urgent; 0 the model's default.
+
+        Returns:
+            The outputs by name; BYTES as object arrays of `bytes`.
+        """
+        header, body = _encode(inputs, outputs, priority, int(self._timeout * 1e6))
+        path = f"{_model_path(model, version)}/infer"
+        headers = {_HEADER_LENGTH: str(len(header)), "content-type": "application/octet-stream"}
+        return _decode(self._send("POST", path, b"".join((header, *body)), headers))
+
+    def models(self) -> list[dict[str, Any]]:
+        """Every served version of every model: name, version, state, bytes in memory, pinned, latencies."""
+        rows: list[dict[str, Any]] = self._json("GET", "/api/serving/models")
+        return rows
+
+    def load(self, name: str) -> None:
+        """Bring a model into memory; returns when it is there."""
+        self._send("POST", f"/v2/repository/models/{quote(name, safe='')}/load")
+
+    def unload(self, name: str) -> None:
+        """Send a model out of memory; the next request loads it again."""
+        self._send("POST", f"/v2/repository/models/{quote(name, safe='')}/unload")
+
+    def pin(self, name: str, pinned: bool = True) -> None:
+        """Keep a model in memory, loading it if need be, or let it be evicted again."""
+        self._send("POST", f"/api/serving/models/{quote(name, safe='')}/{'pin' if pinned else 'unpin'}")
+
+    def use_version(self, name: str, version: str) -> None:
+        """Serve another version of a model by default."""
+        path = f"/api/serving/models/{quote(name, safe='')}/default-version"
+        self._send("POST", path, orjson.dumps({"version": version}))
+
+    def ready(self) -> bool:
+        """Whether the server answers; never raises."""
+        try:
+            return self._http.get("/v2/health/ready", timeout=min(5.0, self._timeout)).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def statistics(self, name: str = "") -> list[dict[str, Any]]:
+        """Counts and nanoseconds per model version, as KServe's statistics extension has them."""
+        path = f"{_model_path(name)}/stats" if name else "/v2/models/stats"
+        rows: list[dict[str, Any]] = self._json("GET", path)["model_stats"]
+        return rows
+
+    def residency(self) -> dict[str, Any]:
+        """The memory budget and who holds what of it, bytes."""
+        found: dict[str, Any] = self._json("GET", "/api/serving/residency")
+        return found
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Close the connections."""
+        self.close()
+
+    def _json(self, method: str, path: str) -> Any:
+        return orjson.loads(self._send(method, path).content)
+
+    def _send(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        """The answer to a request; a busy server is asked again as it says, while the time allows."""
+        give_up = time.monotonic() + self._timeout
+        for attempt in range(1, _TRIES + 1):
+            left = max(0.001, give_up - time.monotonic())
+            try:
+                response = self._http.request(method, path, content=body, headers=headers, timeout=left)
+            except httpx.TimeoutException:
+                raise DeadlineExceeded(f"no answer within {self._timeout:g} s", path, "Allow more time.") from None
+            except httpx.HTTPError as error:
+                where = str(self._http.base_url)
+                raise Unavailable(f"the server cannot be reached: {error}", where, "Is `octavo up` running?") from None
+            if response.is_success:
+                return response
+            refusal = _error(response)
+            if not isinstance(refusal, Unavailable):
+                raise refusal
+            wait = min(refusal.retry_after, _LONGEST_WAIT)
+            if attempt == _TRIES or time.monotonic() + wait >= give_up:
+                raise refusal
+            time.sleep(wait)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _model_path(model: str, version: str = "") -> str:
+    path = f"/v2/models/{quote(model, safe='')}"
+    return f"{path}/versions/{quote(version, safe='')}" if version else path
+
+
+def _encode(
+    inputs: Mapping[str, Array], outputs: Sequence[str] | None, priority: int, timeout: int
+) -> tuple[bytes, list[bytes]]:
+    """The JSON part of an inference request, and the binary part in pieces."""
+    described = []
+    pieces = []
+    for name, given in inputs.items():
+        array = np.asarray(given)
+        raw = encode_raw(array)
+        pieces.append(raw)
+        tensor = {"name": name, "datatype": datatype_of(array), "shape": array.shape}
+        described.append(tensor | {"parameters": {"binary_data_size": len(raw)}})
+    parameters = {"binary_data_output": True, "timeout": timeout} | ({"priority": priority} if priority else {})
+    header: dict[str, Any] = {"inputs": described, "parameters": parameters}
+    if outputs is not None:
+        header["outputs"] = [{"name": name} for name in outputs]
+    return orjson.dumps(header), pieces
+
+
+def _decode(response: httpx.Response) -> Tensors:
+    body = memoryview(response.content)
+    at = int(response.headers.get(_HEADER_LENGTH, len(body)))
+    tensors: Tensors = {}
+    for output in orjson.loads(body[:at])["outputs"]:
+        size = output["parameters"]["binary_data_size"]
+        tensors[output["name"]] = decode_raw(
+            body[at : at + size], output["datatype"], tuple(output["shape"]), output["name"]
+        )
+        at += size
+    return tensors
+
+
+def _error(response: httpx.Response) -> OctavoError:
+    """The server's error, whichever protocol's shape it has."""
+    try:
+        told = orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        told = None
+    what, where, fix = response.text[:500] or response.reason_phrase, "", ""
+    if isinstance(told, dict):
+        inner = told.get("error")
+        what = str(inner.get("message", "") if isinstance(inner, dict) else inner or told.get("detail", ""))
+        where, fix = str(told.get("where", "")), str(told.get("fix", ""))
+    kind = _KIND_OF_STATUS.get(response.status_code, Invalid if response.status_code < 500 else OctavoError)
+    if issubclass(kind, Unavailable):
+        return kind(what, where, fix, _seconds(response.headers.get("retry-after")))
+    return kind(what, where, fix)
+
+
+def _seconds(retry_after: str | None) -> float:
+    return float(retry_after) if retry_after is not None and retry_after.isdigit() else 1.0

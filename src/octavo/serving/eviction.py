@@ -1,0 +1,87 @@
+"""Which model leaves when room is needed: the one whose presence is worth least per byte.
+
+A model's worth is its request rate times what loading it again would cost, per byte that leaving frees:
+
+    score = frequency * load_cost / size
+
+Frequency is a count that halves every `half_life` requests to the whole server, kept also for models that are not
+resident, so a model that comes back is not a stranger. That is GreedyDual-Size-Frequency's value (Cherkasova 1998)
+with exponential decay in place of its inflating clock: it forgets by time passed, not by evictions made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+HALF_LIFE_PER_RESIDENT = 16
+MIN_HALF_LIFE = 256
+REMEMBERED = 65_536
+
+
+@dataclass(slots=True)
+class _Use:
+    count: float
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A resident model that may leave: what it frees (bytes) and what loading it again costs (CPU-seconds)."""
+
+    key: str
+    size: int
+    load_cost: float
+
+
+class EvictionPolicy:
+    """Counts requests and orders candidates; knows nothing of loading. Not thread-safe.
+
+    Time is counted in requests, so a replay at any speed decides alike.
+    """
+
+    def __init__(self, half_life_per_resident: int = HALF_LIFE_PER_RESIDENT) -> None:
+        self._per_resident = half_life_per_resident
+        self._uses: dict[str, _Use] = {}
+        self._now = 0
+        self._residents = 1
+
+    def touch(self, key: str) -> None:
+        """Record one request for a model, resident or not."""
+        self._now += 1
+        use = self._uses.get(key)
+        if use is None:
+            if len(self._uses) >= REMEMBERED:
+                self._forget()
+            self._uses[key] = _Use(1.0, self._now)
+        else:
+            use.count = use.count * self._decay(use.at) + 1.0
+            use.at = self._now
+
+    def frequency(self, key: str) -> float:
+        """The decayed request count of a model now."""
+        use = self._uses.get(key)
+        return use.count * self._decay(use.at) if use else 0.0
+
+    def order(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Candidates, the one to leave first in front; ties leave the longest unused first."""
+        found = list(candidates)
+        self._residents = max(1, len(found))
+        return sorted(found, key=lambda c: (self._score(c), self._last(c.key)))
+
+    def _score(self, candidate: Candidate) -> float:
+        return self.frequency(candidate.key) * max(candidate.load_cost, 1e-3) / max(candidate.size, 1)
+
+    def _last(self, key: str) -> int:
+        use = self._uses.get(key)
+        return use.at if use else 0
+
+    def _decay(self, since: int) -> float:
+        half_life = max(MIN_HALF_LIFE, self._per_resident * self._residents)
+        return math.exp2((since - self._now) / half_life)
+
+    def _forget(self) -> None:
+        """Drop the half of the remembered models with the smallest counts."""
+        keep = sorted(self._uses, key=self.frequency, reverse=True)[: REMEMBERED // 2]
+        self._uses = {key: self._uses[key] for key in keep}

@@ -1,0 +1,64 @@
+"""The HTTP door of serving: every protocol's operations as routes, and their description."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import BaseRoute, Route
+
+from octavo.serving.protocols import control, kserve_http, openai
+from octavo.serving.protocols.exchange import Door, Endpoint, Operation, Protocol
+
+if TYPE_CHECKING:
+    from octavo.serving.service import Serving
+    from octavo.settings import Settings
+
+PROTOCOLS: tuple[Protocol, ...] = (kserve_http.PROTOCOL, openai.PROTOCOL, control.PROTOCOL)
+"""Another protocol over HTTP is one more line here."""
+
+
+def routes(service: Serving, settings: Settings) -> list[BaseRoute]:
+    """Bare routes, those that answer requests first; each reads `octavo.access.Principal` at `state.principal`."""
+    door = Door(service, settings)
+    return [
+        Route(operation.path, Endpoint(door, protocol, operation), methods=[operation.method])
+        for protocol in PROTOCOLS
+        for operation in protocol.operations
+    ]
+
+
+def openapi_paths() -> dict[str, Any]:
+    """The path items (OpenAPI 3.1) of all routes; bare routes do not describe themselves."""
+    paths: dict[str, Any] = {}
+    for protocol in PROTOCOLS:
+        for operation in protocol.operations:
+            paths.setdefault(operation.path, {})[operation.method.lower()] = _describe(protocol, operation)
+    return paths
+
+
+def _describe(protocol: Protocol, operation: Operation) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "tags": [protocol.name],
+        "summary": operation.summary,
+        "description": operation.handle.__doc__ or "",
+        "operationId": re.sub(r"\W+", "_", f"{operation.method} {operation.path}").strip("_").lower(),
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"{(\w+)}", operation.path)
+        ],
+        "responses": {
+            "200": {"description": "Done", "content": _content(operation.gives)},
+            "default": {"description": "An error", "content": _content((protocol.error_media_type.decode(),))},
+        },
+    }
+    if operation.takes:
+        described["requestBody"] = {"content": _content(operation.takes)}
+    return described
+
+
+def _content(media_types: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        name: {"schema": {"type": "object"} if name.endswith("json") else {"type": "string", "format": "binary"}}
+        for name in media_types
+    }

@@ -1,0 +1,386 @@
+"""The multi-model server: one object that answers requests for any model of the repository.
+
+    server = await Serving.open(load_settings("workspace"))
+    answer = await server.infer(InferRequest("minilm", {"text": np.array([b"hello"], dtype=object)}))
+    answer.outputs["embedding"]  # FP32 [1, 384]
+    await server.close()
+
+A request's way: resolve the version -> lease (residency) -> pieces -> batch -> run -> answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
+from octavo.serving.backend import Backend
+from octavo.serving.batching import Batcher, BatchReport, Queue
+from octavo.serving.catalogue import Catalogue, Listing
+from octavo.serving.charging import Charges
+from octavo.serving.ensemble import MAX_DEPTH, ensemble_tensors, run_ensemble
+from octavo.serving.inference import InferAnswer, InferRequest, ModelMetadata
+from octavo.serving.loading import LoadedModel, Loader
+from octavo.serving.memory import available_bytes
+from octavo.serving.metrics import ServingCollector
+from octavo.serving.model_config import DEFAULT_LABEL
+from octavo.serving.repository import Change, ModelVersion, Repository
+from octavo.serving.residency import LOADING, READY, Residency, Resident
+from octavo.serving.snapshots import ModelStatus, ResidencySnapshot, ResidentModel
+from octavo.serving.statistics import ModelStatistics
+from octavo.serving.tensors import Tensors
+from octavo.settings import Settings
+
+log = logging.getLogger("octavo.serving")
+
+_LONG_TEXT = 20_000  # bytes; longer requests are tokenised off the event loop
+
+
+class Serving:
+    """The server's state; made by `open`, used on one event loop."""
+
+    def __init__(self, settings: Settings, repository: Repository, backends: dict[str, Backend]) -> None:
+        serving = settings.serving
+        self.repository = repository
+        self._settings = serving
+        self._batcher = Batcher(serving.threads or _cores(), serving.max_pending)
+        self._queues: dict[str, Queue] = {}
+        self._statistics: dict[str, ModelStatistics] = {}
+        self._catalogue = Catalogue(repository)
+        self._previous: dict[str, ModelVersion] = {}
+        budget = serving.memory_budget or int(available_bytes() * serving.memory_share)
+        self._residency = Residency(
+            Loader(backends, serving), serving, Charges(budget), self._model_arrived, self._model_leaves
+        )
+        self._watcher = asyncio.create_task(self._catalogue.watch(serving.watch_seconds, self._changed))
+        self._refreshing: dict[str, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._metrics = ServingCollector(self)
+
+    @classmethod
+    async def open(cls, settings: Settings) -> Serving:
+        """Open the repository of the settings and start the worker threads.
+
+        Raises:
+            OctavoError: the repository cannot be read.
+        """
+        from octavo.serving.onnx_runtime import OnnxRuntimeBackend
+        from octavo.serving.python_backend import PythonBackend
+
+        repository = await asyncio.to_thread(Repository.open, settings.repository_url, settings)
+        backends: dict[str, Backend] = {
+            backend.name: backend for backend in (OnnxRuntimeBackend(settings), PythonBackend(settings))
+        }
+        return cls(settings, repository, backends)
+
+    async def close(self) -> None:
+        """Stop watching, unload every model, stop the threads."""
+        self._metrics.close()
+        self._watcher.cancel()
+        for task in (*self._refreshing.values(), *self._background):
+            task.cancel()
+        await self._residency.close()
+        await asyncio.to_thread(self._batcher.close)
+
+    async def infer(self, request: InferRequest, depth: int = 0) -> InferAnswer:
+        """Answer one request, loading the model first when it is not in memory.
+
+        Raises:
+            NotFound: no such model or version.
+            Invalid: the request does not fit the model.
+            OctavoError: busy, out of memory, out of time, or what the model said.
+        """
+        if not request.deadline:
+            request.deadline = request.arrived + self._settings.default_deadline
+        version = self._to_lease(await self._catalogue.resolve(request.model, request.version), request)
+        counts = self._counts(version)
+        try:
+            if version.config.ensemble:
+                outputs, usage = await self._infer_ensemble(version, request, depth), 0
+            else:
+                outputs, usage = await self._infer_model(version, request)
+        except BaseException:
+            counts.record_request(time.monotonic() - request.arrived, failed=True)
+            raise
+        counts.record_request(time.monotonic() - request.arrived, failed=False)
+        return InferAnswer(request.model, version.version, outputs, request.id, usage=usage)
+
+    async def load(self, name: str, version: str = "", depth: int = 0) -> None:
+        """Bring a model into memory now, in its full form, whatever failed before; of an ensemble, its steps."""
+        self._changed(Change(name, "asked for"))
+        found = await self._catalogue.resolve(name, version)
+        if not found.config.ensemble:
+            await self._leave_if_changed(found)
+            await self._residency.load(found)
+            return
+        _check_depth(found, depth)
+        for step in found.config.ensemble:
+            await self.load(step.model, step.version, depth + 1)
+
+    async def unload(self, name: str, version: str = "") -> None:
+        """Send a model (one version, or all that are in memory) out, after what is in flight."""
+        await self._catalogue.resolve(name, version)
+        await self._leave(name, version)
+
+    async def pin(self, name: str, pinned: bool = True, depth: int = 0) -> None:
+        """Keep a model in memory (loading it if need be), or let it be evicted again; an ensemble with its steps."""
+        found = await self._catalogue.resolve(name)
+        _check_depth(found, depth)
+        if pinned and not found.config.ensemble:
+            await self.load(name)
+        (self._residency.pinned.add if pinned else self._residency.pinned.discard)(name)
+        for step in found.config.ensemble:
+            await self.pin(step.model, pinned, depth + 1)
+
+    async def use_version(self, name: str, version: str) -> None:
+        """Answer requests without a version with this one from now on; nothing is deleted."""
+        await asyncio.to_thread(self.repository.set_label, name, DEFAULT_LABEL, version)
+        self._changed(Change(name, "answers with another version"))
+
+    async def roll_back(self, name: str) -> str:
+        """Answer with the version before the current one; returns its number."""
+        version = await asyncio.to_thread(self.repository.roll_back, name)
+        self._changed(Change(name, "answers with another version"))
+        return version
+
+    async def roll_forward(self, name: str) -> str:
+        """Answer with the newest version again; returns its number."""
+        version = await asyncio.to_thread(self.repository.roll_forward, name)
+        self._changed(Change(name, "answers with another version"))
+        return version
+
+    async def metadata(self, name: str, version: str = "") -> ModelMetadata:
+        """Inputs, outputs and versions of a model; loads it, since only its files know their exact types."""
+        found = await self._catalogue.resolve(name, version)
+        known = await asyncio.to_thread(self.repository.availability, name)
+        versions = tuple(number for number, reason in known.items() if not reason)
+        if found.config.ensemble:
+            return ModelMetadata(name, versions, "ensemble", *ensemble_tensors(found.config))
+        deadline = time.monotonic() + self._settings.load_timeout
+        await self._leave_if_changed(found)
+        resident = await self._residency.lease(found, deadline)
+        try:
+            task = _model(resident).task
+            return ModelMetadata(
+                name, versions, found.config.platform or found.config.backend, task.inputs, task.outputs
+            )
+        finally:
+            self._residency.release(resident)
+
+    def ready(self, name: str, version: str = "") -> bool:
+        """Whether a request for the model would be tried: it exists and did not fail to load lately."""
+        known = self._catalogue.known(name, version)
+        try:
+            number = known.version if known else self.repository.choose(name, version)
+        except OctavoError:
+            return False
+        return not self._residency.failures.reason(name, number)
+
+    async def index(self) -> list[ModelStatus]:
+        """Every version of every model of the repository, with the reason where it is not served."""
+        listings = await self._catalogue.listings()
+        return [status for listing in listings for status in self._statuses(listing)]
+
+    def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
+        """Totals of the models asked so far; all, of one model, or of one version."""
+        found = [
+            counts
+            for counts in list(self._statistics.values())
+            if name in ("", counts.name) and version in ("", counts.version)
+        ]
+        if name and not found:
+            return [ModelStatistics(name, self.repository.choose(name, version))]
+        return found
+
+    async def measure(self) -> ResidencySnapshot:
+        """The memory budget and who holds what of it, measured now; costs the kernel tens of milliseconds."""
+        await self._residency.measure()
+        return self.residency()
+
+    def residency(self) -> ResidencySnapshot:
+        """The memory budget and who holds what of it: heap as of now, mapped pages as of the last half second."""
+        charges = self._residency.charges
+        now = time.monotonic()
+        models = tuple(
+            ResidentModel(
+                name=r.version.name,
+                version=r.version.version,
+                state=r.state,
+                tier=r.tier,
+                bytes=charges.of(r.key),
+                share_key=r.share_key,
+                pinned=r.version.name in self._residency.pinned,
+                in_flight=r.in_flight,
+                idle_seconds=now - r.last_used,
+                load_cpu_seconds=r.load_cpu,
+            )
+            for r in self._residency.residents
+        )
+        counters = self._residency.counters
+        return ResidencySnapshot(
+            charges.budget, charges.charged(), models, charges.shares(), counters, self._batcher.pending
+        )
+
+    async def _infer_model(self, version: ModelVersion, request: InferRequest) -> tuple[Tensors, int]:
+        await self._leave_if_changed(version)
+        resident = await self._residency.lease(version, request.deadline)
+        try:
+            task = _model(resident).task
+            if _text_bytes(request) > _LONG_TEXT:
+                pieces = await asyncio.to_thread(task.pieces, request)
+            else:
+                pieces = task.pieces(request)
+            queue = self._queues[resident.key]
+            results = await self._batcher.run(
+                queue, pieces, priority=_priority(request, version), deadline=request.deadline
+            )
+            return task.answer(request, results), sum(piece.length for piece in pieces)
+        finally:
+            self._residency.release(resident)
+
+    async def _infer_ensemble(self, version: ModelVersion, request: InferRequest, depth: int) -> Tensors:
+        _check_depth(version, depth)
+        return await run_ensemble(version.config, request, lambda step: self.infer(step, depth + 1))
+
+    def _to_lease(self, version: ModelVersion, request: InferRequest) -> ModelVersion:
+        """The version to answer with: until a new default is in memory, the one before goes on answering."""
+        previous = self._previous.get(version.name)
+        if previous is None or request.version:
+            return version
+        name = version.name
+        failed = self._residency.failures.reason(name, version.version)
+        in_place = previous.version == version.version
+        if in_place or self._in_memory(version) or not (failed or self._in_memory(previous)):
+            if self._catalogue.known(name) is version:  # else the files have changed again
+                del self._previous[name]
+            return version
+        if name not in self._refreshing and not self._residency.failures.refuses(version):
+            task = self._refreshing[name] = asyncio.create_task(self._refresh(version))
+            task.add_done_callback(lambda _: self._refreshing.pop(name, None))
+        return previous
+
+    def _in_memory(self, version: ModelVersion) -> bool:
+        resident = self._residency.find(version.name, version.version)
+        return resident is not None and resident.state == READY and resident.version.digest == version.digest
+
+    async def _refresh(self, version: ModelVersion) -> None:
+        """Load a new default beside the one before."""
+        try:
+            await self._residency.load(version)
+        except OctavoError as error:
+            log.warning("version %s of %s is not served: %s", version.version, version.name, error)
+
+    def _changed(self, change: Change) -> None:
+        """The files or labels of a model changed: look again at its next request."""
+        name = change.name
+        before = self._catalogue.known(name)
+        if before is not None and self._in_memory(before):
+            self._previous.setdefault(name, before)
+        self._residency.failures.forget(name)
+        self._catalogue.forget(name)
+        if change.kind == "removed":
+            self._previous.pop(name, None)
+            self._in_background(self._leave(name))
+
+    async def _leave_unserved(self, default: ModelVersion) -> None:
+        """Send out the other versions that nobody can ask for any more, now that the default is in memory."""
+        name = default.name
+        others = [one for one in self._residency.residents if one.version.name == name and one.key != default.key]
+        for resident in others:
+            try:
+                await asyncio.to_thread(self.repository.choose, name, resident.version.version)
+            except NotFound:
+                await self._leave(name, resident.version.version)
+            except OctavoError as error:
+                log.warning("version %s of %s stays in memory: %s", resident.version.version, name, error)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _leave_if_changed(self, version: ModelVersion) -> None:
+        """Send out what is in memory of a version whose files were changed in place."""
+        resident = self._residency.find(version.name, version.version)
+        if resident is not None and resident.state == READY and resident.version.digest != version.digest:
+            await self._leave(version.name, version.version)
+
+    async def _leave(self, name: str, version: str = "") -> None:
+        for resident in self._residency.residents:
+            if resident.version.name == name and version in ("", resident.version.version):
+                with suppress(NotFound):  # it was evicted while another version left
+                    await self._residency.unload(name, resident.version.version)
+
+    def _statuses(self, listing: Listing) -> list[ModelStatus]:
+        name = listing.name
+        if listing.error:
+            return [ModelStatus(name, "", "UNAVAILABLE", listing.error, False, 0, False, False)]
+        statuses = []
+        pinned = name in self._residency.pinned
+        for version, lack in listing.lacks.items():
+            resident = self._residency.find(name, version)
+            reason = lack or self._residency.failures.reason(name, version)
+            state = resident.state if resident else ("UNAVAILABLE" if reason else READY)
+            held = self._residency.charges.of(resident.key) if resident else 0
+            in_memory = resident is not None and resident.state != LOADING
+            default = version == listing.default
+            statuses.append(ModelStatus(name, version, state, reason, in_memory, held, pinned, default))
+        return statuses
+
+    def _counts(self, version: ModelVersion) -> ModelStatistics:
+        key = f"{version.name}/{version.version}"
+        counts = self._statistics.get(key)
+        if counts is None:
+            counts = self._statistics[key] = ModelStatistics(version.name, version.version)
+        return counts
+
+    def _model_arrived(self, resident: Resident) -> None:
+        model = _model(resident)
+        counts = self._counts(resident.version)
+        counts.colds.add(resident.load_cpu)
+
+        def report(batch: BatchReport) -> None:
+            counts.record_batch(batch.rows, batch.tokens, batch.longest, batch.waited, batch.computed)
+
+        self._queues[resident.key] = self._batcher.queue(resident.version.name, model.task, model.limits, report)
+
+        if self._catalogue.known(resident.version.name) == resident.version:
+            self._in_background(self._leave_unserved(resident.version))
+
+    def _model_leaves(self, resident: Resident, evicted: bool) -> None:
+        self._counts(resident.version).evictions += evicted
+        self._batcher.drop(self._queues.pop(resident.key))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _check_depth(version: ModelVersion, depth: int) -> None:
+    if depth >= MAX_DEPTH:
+        raise Invalid(f"ensembles nest over {MAX_DEPTH} deep", version.name, "Does one contain itself?")
+
+
+def _model(resident: Resident) -> LoadedModel:
+    if resident.model is None:
+        raise Unavailable("the model is leaving memory", resident.key, "Send the request again.")
+    return resident.model
+
+
+def _priority(request: InferRequest, version: ModelVersion) -> int:
+    dynamic = version.config.dynamic_batching
+    default = dynamic.default_priority_level if dynamic else 0
+    levels = dynamic.priority_levels if dynamic else 0
+    if levels and request.priority > levels:
+        raise Invalid(f"priority {request.priority} is over the model's {levels} levels", version.name)
+    return request.priority or default
+
+
+def _text_bytes(request: InferRequest) -> int:
+    text = request.inputs.get("text")
+    return sum(map(len, text.ravel().tolist())) if text is not None and text.dtype == object else 0

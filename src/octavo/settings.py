@@ -1,0 +1,221 @@
+"""Every setting of the house: defaults < `octavo.toml` < `OCTAVO_*` environment < command-line flags.
+
+A nested setting is written `[serving] memory_budget = "2GiB"` in the file and `OCTAVO_SERVING__MEMORY_BUDGET` in the
+environment. `docs/settings.md` is generated from these classes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from platformdirs import user_data_path
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from octavo.errors import Invalid
+
+CONFIG_FILE = "octavo.toml"
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(value: object) -> object:
+    """`"2GiB"`, `"500 MB"` or a plain number, in bytes; anything else is left to pydantic to refuse."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
+        if match and match[2].upper() in _UNITS:
+            return int(float(match[1]) * _UNITS[match[2].upper()])
+    return value
+
+
+ByteSize = Annotated[int, BeforeValidator(parse_bytes)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class WebSettings(_Section):
+    """The HTTP door."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8600, ge=0, le=65535, description="Port; 0 picks a free one.")
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="Names a proxy in front may ask for while `host` is loopback, such as `octavo.example.org`."
+    )
+    max_body: ByteSize = Field(64 * 2**20, ge=1024, description="Largest request body, bytes; larger gets 413.")
+    body_timeout: float = Field(30.0, gt=0, description="Seconds a client may take to send its body; slower gets 408.")
+    max_connections: int = Field(12_000, ge=1, description="Open connections; more are answered 503.")
+    keep_alive: float = Field(20.0, gt=0, description="Seconds an idle connection is kept.")
+    session_hours: float = Field(12.0, gt=0, description="Life of a console session.")
+
+
+class StorageSettings(_Section):
+    """Where rows and bytes live."""
+
+    database: str = Field("", description="SQLAlchemy URL; empty means `octavo.db` (SQLite, WAL) in the workspace.")
+    objects: str = Field("", description="Folder or `s3://bucket/prefix`; empty means `objects/` in the workspace.")
+    s3_endpoint: str = Field("", description="Endpoint of an S3-compatible store other than AWS.")
+    s3_region: str = Field("us-east-1", description="Region of the S3 store.")
+    s3_access_key: str = Field("", description="Access key; empty means the environment's own AWS chain.")
+    s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key.")
+
+
+class JobSettings(_Section):
+    """Long work."""
+
+    engine: str = Field("local", pattern="^(local|ray)$", description="Where heavy steps compute: `local` or `ray`.")
+    ray_address: str = Field("", description="Address of a Ray cluster; empty starts one on this machine.")
+    workers: int = Field(1, ge=1, le=64, description="Worker processes.")
+    idle_seconds: float = Field(60.0, gt=0, description="A worker without work leaves after this long.")
+    max_queued: int = Field(10_000, ge=1, description="Jobs waiting; more are refused (429).")
+    max_log_lines: int = Field(10_000, ge=10, description="Log lines kept per job; older ones go.")
+
+
+class ServingSettings(_Section):
+    """The multi-model server."""
+
+    repository: str = Field("", description="Folder or `s3://...` of models; empty means `models/` in the workspace.")
+    cache: str = Field(
+        "", description="Folder of machine-specific packed weights; empty means `cache/` in the workspace."
+    )
+    cache_limit: ByteSize = Field(20 * 2**30, ge=0, description="Bytes the cache folder may hold.")
+    memory_budget: ByteSize = Field(
+        0, ge=0, description="Bytes for resident models; 0 means `memory_share` of the machine."
+    )
+    memory_share: float = Field(0.5, gt=0, le=0.95, description="Share of the machine's (or cgroup's) memory.")
+    threads: int = Field(0, ge=0, description="Runs in parallel over all models; 0 means one per core.")
+    parallel_loads: int = Field(2, ge=1, description="Models loading at once.")
+    load_timeout: float = Field(120.0, gt=0, description="Seconds a load may take.")
+    load_backoff: float = Field(1.0, ge=0, description="Seconds before a failed load is tried again; doubles up to 60.")
+    idle_ttl: float = Field(0.0, ge=0, description="Seconds after which an idle model leaves; 0 means never.")
+    tiered: bool = Field(True, description="Answer a cold model's first request from the unpacked map, then swap.")
+    max_queue: int = Field(512, ge=1, description="Requests waiting per model; more get 429.")
+    max_pending: int = Field(8192, ge=1, description="Requests waiting over all models; more get 503.")
+    default_deadline: float = Field(60.0, gt=0, description="Seconds a request may take when it names no deadline.")
+    token_budget: int = Field(256, ge=1, description="Padded tokens per batch; a CPU gains nothing from more.")
+    length_window: float = Field(0.25, ge=0, le=1, description="Relative spread of lengths that share a batch.")
+    max_batch_rows: int = Field(64, ge=1, description="Rows per batch where the model sets no limit.")
+    max_inputs: int = Field(2048, ge=1, description="Texts per embeddings request.")
+    watch_seconds: float = Field(2.0, gt=0, description="How often the repository is looked at for changes.")
+    allow_code: bool = Field(False, description="Run Python models found in the repository.")
+    python_memory: ByteSize = Field(
+        2 * 2**30, ge=0, description="Address-space limit of a Python model's worker; 0 none."
+    )
+    python_timeout: float = Field(60.0, gt=0, description="Seconds one execute() may take before its worker is killed.")
+
+
+class Settings(BaseSettings):
+    """All settings of one workspace. Build it with `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="OCTAVO_", env_nested_delimiter="__", extra="forbid", validate_default=True, validate_assignment=True
+    )
+
+    workspace: Path = Field(default_factory=lambda: user_data_path("octavo"), description="The folder worked in.")
+    token: SecretStr = Field(SecretStr(""), description="Admin token; empty makes one at first start.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level logged.")
+    web: WebSettings = WebSettings()
+    storage: StorageSettings = StorageSettings()
+    jobs: JobSettings = JobSettings()
+    serving: ServingSettings = ServingSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment over what is passed in: `load_settings` passes the file's values, then applies flags itself."""
+        return env_settings, init_settings
+
+    @property
+    def database_url(self) -> str:
+        """SQLAlchemy URL of the rows."""
+        return self.storage.database or f"sqlite:///{self.workspace / 'octavo.db'}"
+
+    @property
+    def objects_url(self) -> str:
+        """Folder or URL of the bytes."""
+        return self.storage.objects or str(self.workspace / "objects")
+
+    @property
+    def repository_url(self) -> str:
+        """Folder or URL of the model repository."""
+        return self.serving.repository or str(self.workspace / "models")
+
+    @property
+    def cache_folder(self) -> Path:
+        """Folder of machine-specific files that can be made again."""
+        return Path(self.serving.cache) if self.serving.cache else self.workspace / "cache"
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of what lives only while the server runs (address, process id)."""
+        return self.workspace / "run"
+
+
+def load_settings(workspace: Path | str | None = None, **flags: Any) -> Settings:
+    """Settings of `workspace` (default: `OCTAVO_WORKSPACE`, else the user data folder).
+
+    Args:
+        workspace: folder; need not exist.
+        flags: highest precedence; nested ones by section, as `web={"port": 0}`. `None` values are ignored.
+
+    Raises:
+        Invalid: a value of the wrong type or an unknown key; names the key and its source file.
+    """
+    folder = Path(workspace or os.environ.get("OCTAVO_WORKSPACE") or user_data_path("octavo")).expanduser().absolute()
+    file = folder / CONFIG_FILE
+    values = _read_file(file)
+    try:
+        base = Settings(**(values | {"workspace": folder}))
+        if not flags:
+            return base.model_copy(update={"workspace": folder})
+        return _apply(base, flags | {"workspace": folder})
+    except ValidationError as error:
+        raise _readable(error, file) from None
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Invalid(
+            f"not a valid TOML file: {error}", str(file), "Correct it, or remove it for the defaults."
+        ) from None
+
+
+def _apply(base: Settings, flags: dict[str, Any]) -> Settings:
+    """`base` with flags laid over it, every one validated."""
+    settings = base.model_copy()
+    for name, value in flags.items():
+        if value is None:
+            continue
+        if name not in Settings.model_fields:
+            raise Invalid(f"unknown setting {name!r}", "flags", "See docs/settings.md for the names.")
+        current = getattr(base, name)
+        if isinstance(current, BaseModel) and isinstance(value, dict):
+            value = current.model_dump() | {key: item for key, item in value.items() if item is not None}
+        setattr(settings, name, value)
+    return settings
+
+
+def _readable(error: ValidationError, file: Path) -> Invalid:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    variable = "OCTAVO_" + "__".join(str(part).upper() for part in first["loc"])
+    return Invalid(
+        f"setting {key}: {first['msg']}",
+        str(file),
+        f"Correct it there or in {variable}; docs/settings.md lists all.",
+    )
