@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jobs_support import OpenJobs, lines, until
 from sqlalchemy import update
@@ -105,6 +105,7 @@ def test_bad_lists(queue: Jobs) -> None:
 TEXTS = st.text(st.characters(exclude_characters="\0"))
 
 
+@example({"\\u0000": "\\\\u0000"})
 @given(st.dictionaries(TEXTS, st.recursive(st.none() | st.integers() | TEXTS, st.lists, max_leaves=5)))
 def test_arguments_come_back_as_they_were(arguments: dict[str, Any]) -> None:
     assert json.loads(encode_arguments(arguments)) == arguments

@@ -79,7 +79,7 @@ def test_copies_of_one_model_share_their_weights(minilm_repository: Path, tmp_pa
     assert grown < 4 * (one["pss"] - before["pss"]), found  # far below twenty times
     assert len(found["shared"]) == 1
     assert found["shared"][0] > 20 * 2**20  # what was read of the weights of MiniLM, once
-    assert max(found["own"]) < 12 * 2**20
+    assert max(found["own"]) < 16 * 2**20  # the first of them with the tokenizer
     kept = after["pss"] - before["pss"]  # by the allocator, and charged
     assert kept < 0.4 * grown, found
     assert abs(after["charged"] - kept) < 0.1 * grown, found

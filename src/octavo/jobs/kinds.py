@@ -16,6 +16,8 @@ from octavo.errors import Conflict, Invalid, NotFound, TooLarge
 MAX_ARGUMENTS = 1 << 20
 """Bytes of a job's arguments as JSON."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
+_ZERO = re.compile(r"(?<!\\)(\\\\)*\\u0000")
+"""A zero character as JSON writes it; after an odd number of backslashes the same letters are plain text."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -103,7 +105,7 @@ def encode_arguments(arguments: Mapping[str, Any] | None) -> str:
         raise Invalid(f"not JSON: {error}", "arguments", "Pass numbers, texts, lists and objects.") from None
     if any(not isinstance(name, str) for name in given):
         raise Invalid("a name is not a text", "arguments", 'Write {"name": value, ...}.')
-    if "\\u0000" in text:
+    if _ZERO.search(text):
         raise Invalid("a text holds a zero character", "arguments", "Remove it.")
     if len(text) > MAX_ARGUMENTS:
         raise TooLarge(f"{len(text)} bytes of arguments", "arguments", f"Pass {MAX_ARGUMENTS} at most; name files.")

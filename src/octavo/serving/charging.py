@@ -2,8 +2,8 @@
 
 The total is measured, never summed from guesses: this process's heap above what it was before any model came, the
 file pages its models map (each page once, however many models map it), and the PSS of the processes beside it. A
-model is charged the heap growth seen while it loaded; weights shared by several models are a charge of their own;
-what grew while nothing loaded (buffers of running batches) is the runtime's.
+model is charged what loads of its contents have made the heap grow by; weights shared by several models are a charge
+of their own; what grew while nothing loaded (buffers of running batches) is the runtime's.
 """
 
 from __future__ import annotations
@@ -13,23 +13,42 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
-from octavo.serving.memory import anonymous_bytes, give_back_freed, pss_bytes
+from octavo.serving.memory import anonymous_bytes, give_back_freed, mapped_bytes, pss_bytes
+
+_LOOKS_KEPT = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One look at memory, bytes: `other` is everything of this process that is not heap (mapped files, shared)."""
+    """One look at memory, bytes: this process's heap, the files it maps, and the processes of each model."""
 
     heap: int
-    other: int
+    mapped: int
     children: Mapping[str, int]
 
 
 def look(children: Mapping[str, Sequence[int]]) -> Measure:
     """Measure now, with the processes of each model beside this one; costs milliseconds."""
-    heap = anonymous_bytes()
     beside = {key: sum(pss_bytes(pid) for pid in pids) for key, pids in children.items()}
-    return Measure(heap, max(0, pss_bytes() - heap), beside)
+    return Measure(anonymous_bytes(), mapped_bytes(), beside)
+
+
+class OwnSize:
+    """What one more load of the same contents adds to the heap, bytes: a mean, since every single look is noisy.
+
+    The first look holds what later loads find there (a tokenizer, the allocator's pools); the second takes its place.
+    """
+
+    __slots__ = ("_looks", "mean")
+
+    def __init__(self) -> None:
+        self._looks = 0
+        self.mean = 0.0
+
+    def see(self, grown: int) -> None:
+        """Take in the growth of one load; it may be negative."""
+        self._looks += 1
+        self.mean += (grown - self.mean) / min(max(1, self._looks - 1), _LOOKS_KEPT)
 
 
 class Charges:
@@ -54,6 +73,8 @@ class Charges:
         self._weights: dict[str, int] = {}
         self._known: dict[str, int] = {}
         self._digests: dict[str, str] = {}
+        self._grown: dict[str, int] = {}
+        self._sizes: dict[str, OwnSize] = {}
         self._mark = self._base.heap
         self._looking = asyncio.Lock()
         self._asked = self._seen = 0
@@ -71,7 +92,7 @@ class Charges:
     def charged(self) -> int:
         """Bytes held by models now: heap as of now, files and children as last measured."""
         heap = anonymous_bytes() - self._base.heap
-        return max(0, heap + self._last.other - self._base.other + sum(self._last.children.values()))
+        return max(0, heap + self._last.mapped - self._base.mapped + sum(self._last.children.values()))
 
     def free(self) -> int:
         """Bytes of the budget that are neither held nor promised."""
@@ -123,7 +144,7 @@ class Charges:
         """A load begins: heap growth from now on is its own (shared out when several load at once)."""
         self._settle()
         self._open[key] = max(expected, 1)
-        self._own.setdefault(key, 0)
+        self._grown.setdefault(key, 0)
         self.share(key, share_key)
 
     def share(self, key: str, share_key: str) -> None:
@@ -131,35 +152,39 @@ class Charges:
         self._share_of[key] = share_key
         self._fresh.add(share_key)
 
-    def end(self, key: str, digest: str) -> None:
+    def end(self, key: str, digest: str, *, lasting: bool = True) -> None:
         """A load has ended; its promise becomes its charge, which the next load of the same contents will expect.
 
-        What the heap does not show of the promise (mapped files, children) holds until they are measured. Weights that
+        `lasting` is false for a form that another will replace: later loads cannot be judged by it. What the heap does not show of the promise (mapped files, children) holds until they are measured. Weights that
         are shared end up mapped, whatever the heap shows of making them.
         """
         self._settle()
-        own = self._known[digest] = self._own.get(key, 0)
+        grown = self._grown.get(key, 0)
+        if lasting:
+            self._sizes.setdefault(digest, OwnSize()).see(grown)
+        size = self._sizes.get(digest)
+        self._own[key] = max(0, int(size.mean) if size else grown)
+        self._fit()
+        own = self._known[digest] = self._own[key]
         self._digests[key] = digest
         self._open.pop(key, None)
         hidden = self._reserved.pop(key, 0) - (0 if self._share_of.get(key) else own)
         self._unmeasured[key] = max(self._unmeasured.get(key, 0), hidden)
 
     def drop(self, key: str) -> None:
-        """A model has gone."""
-        self._open.pop(key, None)
-        self._reserved.pop(key, None)
-        self._unmeasured.pop(key, None)
-        self._own.pop(key, None)
+        """A model has gone; what it gave back makes loads under way look smaller by just its charge."""
+        for gone in (self._open, self._reserved, self._unmeasured, self._grown):
+            gone.pop(key, None)
+        self._settle(freed=self._own.pop(key, 0))
         share = self._share_of.pop(key, "")
         if share and share not in self._share_of.values():
             gone = self._shared.pop(share, 0)  # until it is measured again
-            self._last = replace(self._last, other=max(self._base.other, self._last.other - gone))
+            self._last = replace(self._last, mapped=max(self._base.mapped, self._last.mapped - gone))
         digest = self._digests.pop(key, "")
         if key in self._last.children:
             self._known[digest] = self._known.get(digest, 0) + self._last.children[key]
             left = {name: size for name, size in self._last.children.items() if name != key}
             self._last = replace(self._last, children=left)
-        self._mark = anonymous_bytes()
 
     def note_too_large(self, digest: str, size: int) -> None:
         """Remember that a model of these contents measured larger than the budget."""
@@ -175,7 +200,7 @@ class Charges:
             self._seen = self._asked
             ended = list(self._unmeasured)
             self._last = await asyncio.get_running_loop().run_in_executor(threads, look, self._children)
-            self._divide(max(0, self._last.other - self._base.other))
+            self._divide(max(0, self._last.mapped - self._base.mapped))
             for key in ended:
                 self._unmeasured.pop(key, None)
 
@@ -192,10 +217,19 @@ class Charges:
             self._shared = {share: size * mapped // known for share, size in self._shared.items()}
         self._weights |= self._shared
 
-    def _settle(self) -> None:
-        """Charge the heap growth since the last look to the loads that are open, by what each was expected to take."""
+    def _settle(self, freed: int = 0) -> None:
+        """Share out the heap's growth since the last look among the loads under way, by what each was expected to take.
+
+        `freed` bytes were given back meanwhile.
+        """
         heap = anonymous_bytes()
-        grown, self._mark = heap - self._mark, heap
+        grown, self._mark = heap - self._mark + freed, heap
         weights = sum(self._open.values())
         for key, weight in self._open.items():
-            self._own[key] = max(0, self._own[key] + grown * weight // weights)
+            self._grown[key] += grown * weight // weights
+
+    def _fit(self) -> None:
+        """Lower all charges alike where they are more than the heap has grown by."""
+        total, held = sum(self._own.values()), max(0, self._mark - self._base.heap)
+        if total > held:
+            self._own = {key: size * held // total for key, size in self._own.items()}

@@ -30,6 +30,7 @@ LOADING, READY, UNLOADING = "LOADING", "READY", "UNLOADING"
 _GRACE = 0.05
 _UPGRADE_DELAY = 0.1
 _MEASURE_DELAY = 0.5
+_MEASURE_PAUSE = 10.0  # times what the last look took, so that looking costs a tenth of one core at the most
 
 
 @dataclass(slots=True, eq=False)
@@ -99,6 +100,7 @@ class Residency:
         self._background: set[asyncio.Task[None]] = set()
         self._measuring: asyncio.Task[None] | None = None
         self._stale = False
+        self._measure_delay = _MEASURE_DELAY
         self._janitor = asyncio.create_task(self._tidy())
 
     @property
@@ -206,7 +208,7 @@ class Residency:
             expected = self.charges.expected(version.digest, resident.share_key, files)
             async with self._slots:
                 await self._make_room(resident, expected)
-                tiered = quick and self._loader.has_quick_tier(version) and not self._weights_are_mapped(resident)
+                tiered = quick and self._loader.has_quick_tier(version) and not self._weights_are_here(resident)
                 await self._load_charged(resident, expected, tiered)
         except BaseException as error:
             self._residents.pop(resident.key, None)
@@ -244,7 +246,7 @@ class Residency:
                 f"loading took over {self._settings.load_timeout:g} s", resident.key, "Raise serving.load_timeout."
             ) from None
         finally:
-            self.charges.end(resident.key, resident.version.digest)
+            self.charges.end(resident.key, resident.version.digest, lasting=not quick)
         resident.load_cpu = cpu
         resident.tier = "quick" if quick else "full"
         held = self.charges.of(resident.key)
@@ -307,10 +309,13 @@ class Residency:
         others = (other for other in self._residents.values() if other is not resident)
         return all(other.state == LOADING and not self.charges.promised(other.key) for other in others)
 
-    def _weights_are_mapped(self, resident: Resident) -> bool:
-        """Whether another model holds the same weights in full: the full form then is the one that needs no memory."""
+    def _weights_are_here(self, resident: Resident) -> bool:
+        """Whether another model has the same weights in memory, in full or about to be.
+
+        The full form then takes no memory of its own, while each quick one keeps the unpacked weights mapped beside it.
+        """
         key = resident.share_key
-        return bool(key) and any(r.share_key == key and r.tier == "full" for r in self._residents.values())
+        return bool(key) and any(r.share_key == key and r.tier for r in self._residents.values() if r is not resident)
 
     def _candidates(self) -> Iterable[Candidate]:
         sharers: dict[str, int] = {}
@@ -340,16 +345,18 @@ class Residency:
         self._measure_soon()
 
     def _measure_soon(self) -> None:
-        """Have memory measured, once for all changes of the next moments: it costs tens of milliseconds."""
+        """Have memory measured, once for all changes of the next moments: it costs up to a tenth of a second."""
         self._stale = True
         if self._measuring is None or self._measuring.done():
             self._measuring = self._spawn(self._measure())
 
     async def _measure(self) -> None:
         while self._stale:
-            await asyncio.sleep(_MEASURE_DELAY)
+            await asyncio.sleep(self._measure_delay)
             self._stale = False  # what changes during the look is looked at again
+            start = time.monotonic()
             await self.measure()
+            self._measure_delay = max(_MEASURE_DELAY, _MEASURE_PAUSE * (time.monotonic() - start))
 
     async def measure(self) -> None:
         """Measure memory now."""

@@ -26,6 +26,7 @@ CUSTOMERS = 100
 BUDGET = 96 * 2**20
 REQUESTS = 600
 CALLERS = 8
+SETTLE_LOOKS = 10
 
 TEXTS = [
     "Where is my order?",
@@ -118,12 +119,12 @@ def _visit_customers(client: Client, chapter: Chapter, expected: NDArray[np.floa
     with ThreadPoolExecutor(CALLERS) as callers:
         answers = list(callers.map(ask, asked))
     seconds = time.perf_counter() - start
-    after = client.residency()
+    after = _at_rest(client)
     latencies = np.array([latency for latency, _ in answers]) * 1e3
     counted = {key: after["counters"][key] - before["counters"][key] for key in ("hits", "colds", "evictions")}
     worst = min(cosine for _, cosine in answers)
     chapter.check(worst > 0.999, f"a customer's model answered wrongly (cosine {worst:.4f})")
-    chapter.check(after["charged_bytes"] <= BUDGET * 1.02, "memory went over the budget")
+    chapter.check(after["charged_bytes"] <= BUDGET, "memory stays over the budget")
     chapter.check(counted["evictions"] > 0, "the budget should have been too small for all customers")
     ratio = counted["hits"] / (counted["hits"] + counted["colds"])
     chapter.add("Requests answered", f"{len(answers)} of {REQUESTS}", f"{len(answers) / seconds:.0f} per second")
@@ -137,6 +138,16 @@ def _visit_customers(client: Client, chapter: Chapter, expected: NDArray[np.floa
     )
     chapter.pictures.append(Picture(_draw_budget(after), "The memory budget: weights shared by all copies, then each."))
     chapter.pictures.append(Picture(_draw_latencies(latencies), "Latency of every request, cold starts included."))
+
+
+def _at_rest(client: Client) -> dict[str, Any]:
+    """The memory held once the buffers of the last batches have made others leave, where they had to."""
+    for _ in range(SETTLE_LOOKS):
+        found = client.residency()
+        if found["charged_bytes"] <= BUDGET:
+            break
+        time.sleep(0.5)
+    return found
 
 
 def _draw_likeness(likeness: NDArray[np.float32]) -> str:
