@@ -26,12 +26,18 @@ def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     executor.close()
 
 
-def run(executor: Executor, *arguments: object, cancelled: threading.Event | None = None) -> object:
-    return executor.run((compute, arguments, {}), lambda fraction, text: None, cancelled or threading.Event())
+def run(
+    executor: Executor, *arguments: object, cancelled: threading.Event | None = None
+) -> tuple[object, list[object]]:
+    """The result, and what was reported."""
+    reports: list[object] = []
+    report = lambda fraction, text: reports.append((fraction, text))  # noqa: E731
+    return executor.run((compute, arguments, {}), report, cancelled or threading.Event()), reports
 
 
 def test_the_contract(executor: Executor, folder: str) -> None:
-    result = run(executor, "square", 9, "")
+    result, reports = run(executor, "square", 9, "")
+    assert reports == [(None, "computing"), (0.5, "half")]
     assert isinstance(result, dict)
     assert result["square"] == 81
     assert result["pid"] != os.getpid()
@@ -71,8 +77,8 @@ def _runs(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.skipif(WITH_RAY, reason="ray is installed")
-def test_without_ray_the_command_that_adds_it_is_named() -> None:
+def test_without_ray_the_command_that_adds_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra) as refusal:
         open_executor(JobSettings(engine="ray"))
     assert "pip install 'octavo[ray]'" in refusal.value.fix

@@ -13,7 +13,7 @@ _reporter: Report | None = None
 def report(fraction: float | None, text: str = "") -> None:
     """From inside a heavy step: progress (0 to 1) with a message, or, with None, a line of the job's log.
 
-    Does nothing where nobody listens: in a test that calls the function itself, or in a Ray task.
+    Does nothing where nobody listens, as in a test that calls the function itself.
     """
     if _reporter is not None:
         _reporter(fraction, text)

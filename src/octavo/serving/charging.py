@@ -155,8 +155,9 @@ class Charges:
     def end(self, key: str, digest: str, *, lasting: bool = True) -> None:
         """A load has ended; its promise becomes its charge, which the next load of the same contents will expect.
 
-        `lasting` is false for a form that another will replace: later loads cannot be judged by it. What the heap does not show of the promise (mapped files, children) holds until they are measured. Weights that
-        are shared end up mapped, whatever the heap shows of making them.
+        `lasting` is false for a form that another will replace: later loads cannot be judged by it. What the heap does
+        not show of the promise (mapped files, children) holds until they are measured. Weights that are shared end up
+        mapped, whatever the heap shows of making them.
         """
         self._settle()
         grown = self._grown.get(key, 0)
@@ -173,8 +174,8 @@ class Charges:
 
     def drop(self, key: str) -> None:
         """A model has gone; what it gave back makes loads under way look smaller by just its charge."""
-        for gone in (self._open, self._reserved, self._unmeasured, self._grown):
-            gone.pop(key, None)
+        for kept in (self._open, self._reserved, self._unmeasured, self._grown):
+            kept.pop(key, None)
         self._settle(freed=self._own.pop(key, 0))
         share = self._share_of.pop(key, "")
         if share and share not in self._share_of.values():
