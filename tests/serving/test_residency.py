@@ -6,6 +6,7 @@ import mmap
 import random
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from octavo.errors import DeadlineExceeded, Invalid, OctavoError, OutOfMemory, Unavailable
 from octavo.serving.charging import Charges
 from octavo.serving.loading import Loader
-from octavo.serving.memory import give_back_freed, pss_bytes
+from octavo.serving.memory import anonymous_bytes, give_back_freed
 from octavo.serving.model_config import ModelConfig
 from octavo.serving.repository import ModelVersion
 from octavo.serving.residency import Residency
@@ -61,6 +62,7 @@ class Blocks:
         self.gate = threading.Event()
         self.gate.set()
         self.tiers = False
+        self.share = ""
         self._lock = threading.Lock()
 
     def start(self):
@@ -85,7 +87,7 @@ class Blocks:
         return self.tiers
 
     def share_key(self, version):
-        return ""
+        return self.share
 
     def disk_bytes(self, version):
         return int(version.config.parameters.get("disk", version.config.parameters["size"]))
@@ -290,13 +292,41 @@ async def test_unload_waits_for_what_is_in_flight(house):
     assert len(house.backend.loads) == 2
 
 
+@pytest.mark.parametrize("house", [{"budget": 64 * MIB, "tiered": True}], indirect=True)
+async def test_only_the_first_of_several_copies_takes_the_quick_tier(house):
+    house.backend.tiers, house.backend.share = True, "weights"
+    house.backend.gate.clear()
+    first = asyncio.create_task(house.use(make_version("first", MIB)))
+    await asyncio.sleep(0.05)
+    others = [asyncio.create_task(house.use(make_version(name, MIB))) for name in ("second", "third")]
+    await asyncio.sleep(0.05)
+    house.backend.gate.set()
+    await asyncio.gather(first, *others)
+    await asyncio.sleep(0.3)  # the upgrade
+    assert ("first", True) in house.backend.loads
+    assert ("first", False) in house.backend.loads
+    assert [name for name, quick in house.backend.loads if quick].count("third") == 0
+
+
+@pytest.mark.parametrize("house", [{"budget": 64 * MIB}], indirect=True)
+async def test_a_copy_that_comes_while_another_leaves_is_not_taken_to_weigh_nothing(house):
+    copies = [make_version(f"copy-{number}", 6 * MIB) for number in range(12)]
+    copies = [replace(version, digest="one for all") for version in copies]
+    for _ in range(4):
+        for pair in zip(copies[::2], copies[1::2], strict=True):
+            await asyncio.gather(*(house.use(version) for version in pair))
+    held = [house.residency.charges.of(resident.key) for resident in house.residency.residents]
+    assert min(held) > 3 * MIB, held
+    assert max(held) < 9 * MIB, held
+
+
 @pytest.mark.parametrize("house", [{"budget": 48 * MIB}], indirect=True)
 async def test_any_order_of_use_keeps_the_budget_and_loses_no_request(house):
     random.seed(5)
     versions = [make_version(f"m{i}", random.randint(1, 12) * MIB) for i in range(12)]
     gc.collect()  # what earlier tests left would go while this one measures
     give_back_freed()
-    base = pss_bytes()
+    base = anonymous_bytes()
 
     async def one(n):
         await asyncio.sleep(random.random() * 0.5)
@@ -305,7 +335,7 @@ async def test_any_order_of_use_keeps_the_budget_and_loses_no_request(house):
     async def watch():
         worst = 0
         while True:
-            worst = max(worst, pss_bytes() - base)
+            worst = max(worst, anonymous_bytes() - base)
             try:
                 await asyncio.sleep(0.02)
             except asyncio.CancelledError:
