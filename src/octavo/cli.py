@@ -17,8 +17,8 @@ from typer.core import TyperGroup
 from octavo.errors import Conflict, Invalid, MissingExtra, OctavoError
 
 if TYPE_CHECKING:
+    from octavo.running import Running
     from octavo.settings import Settings
-    from octavo.web.running import Running
 
 
 class Door(NamedTuple):
@@ -35,7 +35,7 @@ DOORS: dict[str, Door] = {
     "jobs": Door("octavo.jobs.commands:app", "Long work: list, follow, cancel, retry."),
     "models": Door("octavo.serving.commands:app", "Models: list, add, load, pin, infer.", "serving", "onnxruntime"),
     "bench": Door(
-        "octavo.serving.commands:bench", "Measure a model's latency and throughput.", "serving", "onnxruntime"
+        "octavo.serving.bench_command:bench", "Measure a model's latency and throughput.", "serving", "onnxruntime"
     ),
     "tour": Door("octavo.tour:tour", "Try every installed system; writes tour.html.", "serving", "onnxruntime"),
 }
@@ -99,13 +99,19 @@ def _options(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="The folder to work in; made when missing.", show_default=False)],
+    folder: Annotated[
+        Path | None, typer.Argument(help="The folder to work in; made when missing.", show_default=False)
+    ] = None,
+    workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a workspace: octavo.toml with every default commented, folders."""
     from octavo.settings import CONFIG_FILE
     from octavo.web.workspace import make_workspace
 
+    folder = folder or workspace
+    if folder is None:
+        raise Invalid("no folder is named", "octavo init", "Write: octavo init DIR")
     folder = folder.expanduser().absolute()
     make_workspace(folder)
     if as_json:
@@ -147,10 +153,10 @@ def up(
 @app.command()
 def status(workspace: Workspace = None, as_json: AsJson = False) -> None:
     """Tell whether the server runs, where, and how it does. Exit code 3 when it does not."""
-    from octavo.settings import load_settings
-    from octavo.web.running import find_running
+    from octavo.running import find_running
+    from octavo.settings import existing_workspace
 
-    settings = load_settings(workspace)
+    settings = existing_workspace(workspace)
     running = find_running(settings)
     if running is None:
         text = f"No server runs on {settings.workspace}. Start one: octavo up"
@@ -180,7 +186,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; its exit code. Errors go to standard error, as one line or, with `--json`, as JSON."""
     try:
-        result = app(list(arguments), standalone_mode=False)
+        result = app(list(arguments), standalone_mode=False, obj=_work_modules)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except typer.Exit as done:
@@ -195,6 +201,13 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except Exception as error:
         return _complain_of_other(error, "--json" in arguments)
+
+
+def _work_modules() -> list[str]:
+    """Where the wings declare their kinds of jobs; commands that need them find this function in their context."""
+    from octavo.web.wings import work_modules
+
+    return work_modules()
 
 
 def _complain_of_other(error: Exception, as_json: bool) -> int:

@@ -16,7 +16,7 @@ from platformdirs import user_data_path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from octavo.errors import Invalid
+from octavo.errors import Invalid, NotFound
 
 CONFIG_FILE = "octavo.toml"
 
@@ -50,7 +50,7 @@ class WebSettings(_Section):
     max_body: ByteSize = Field(64 * 2**20, ge=1024, description="Largest request body, bytes; larger gets 413.")
     body_timeout: float = Field(30.0, gt=0, description="Seconds a client may take to send its body; slower gets 408.")
     max_connections: int = Field(12_000, ge=1, description="Open connections; more are answered 503.")
-    keep_alive: float = Field(20.0, gt=0, description="Seconds an idle connection is kept.")
+    keep_alive: int = Field(20, ge=1, description="Seconds an idle connection is kept.")
     session_hours: float = Field(12.0, gt=0, description="Life of a console session.")
 
 
@@ -182,6 +182,20 @@ def load_settings(workspace: Path | str | None = None, **flags: Any) -> Settings
         return _apply(base, flags | {"workspace": folder})
     except ValidationError as error:
         raise _readable(error, file) from None
+
+
+def existing_workspace(workspace: Path | str | None = None) -> Settings:
+    """Settings of a workspace that a command works in.
+
+    Raises:
+        NotFound: the folder that was named, by flag or environment, does not exist: a slip, most likely.
+        Invalid: as `load_settings`.
+    """
+    settings = load_settings(workspace)
+    named = workspace or os.environ.get("OCTAVO_WORKSPACE")
+    if named and not settings.workspace.is_dir():
+        raise NotFound("there is no such workspace", str(settings.workspace), "Make it: octavo init DIR")
+    return settings
 
 
 def _read_file(file: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import typer
 from octavo.errors import Conflict, OctavoError, Unavailable
 from octavo.report import Chapter
 from octavo.settings import Settings, load_settings
+from octavo.storage.atomic import write_atomic
 
 FIRST_LINE = "# The sample workspace of `octavo tour`."
 CHAPTERS = ("octavo.serving.tour",)
@@ -48,7 +49,7 @@ def tour(
 
     chapters = take_tour(folder, say)
     seconds = time.monotonic() - start
-    Path(REPORT).write_text(render(chapters, seconds), encoding="utf-8")
+    write_atomic(REPORT, render(chapters, seconds).encode())
     if not keep:
         shutil.rmtree(folder)
     failures = [failure for chapter in chapters for failure in chapter.failures]
@@ -89,7 +90,7 @@ def make_workspace(folder: Path, modules: list[ModuleType]) -> Settings:
     for module in modules:
         section = module.__name__.split(".")[1]
         lines += [f"[{section}]", *(f"{key} = {value}" for key, value in module.settings_for_tour().items())]
-    (folder / "octavo.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomic(folder / "octavo.toml", ("\n".join(lines) + "\n").encode())
     return load_settings(folder)
 
 

@@ -69,6 +69,29 @@ def test_unknown_commands_and_options_are_errors_of_input() -> None:
     assert "--no-such" in problem["detail"]
 
 
+def test_init_takes_the_folder_as_every_command_does(tmp_path: Path) -> None:
+    assert octavo("init", "--workspace", str(tmp_path / "a")).returncode == 0
+    assert octavo("init", OCTAVO_WORKSPACE=str(tmp_path / "b")).returncode == 0
+    assert (tmp_path / "a/octavo.toml").is_file()
+    assert (tmp_path / "b/octavo.toml").is_file()
+    assert_one_line(octavo("init"), ERROR_OF_INPUT, "octavo init DIR")
+
+
+@pytest.mark.parametrize("words", [["status"], ["jobs", "ls"], ["users", "ls"]])
+def test_a_mistyped_workspace_is_said_and_not_made(tmp_path: Path, words: list[str]) -> None:
+    assert_one_line(octavo(*words, "--workspace", str(tmp_path / "typo")), ERROR_OF_INPUT, "octavo init DIR")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_know_their_kinds(tmp_path: Path) -> None:
+    octavo("init", str(tmp_path / "w"))
+    where = ("--workspace", str(tmp_path / "w"))
+    assert_one_line(octavo("jobs", "submit", "no.such", *where), ERROR_OF_INPUT, "models.add")
+    assert_one_line(octavo("jobs", "submit", "models.add", "nome=x", *where), ERROR_OF_INPUT, "nome")
+    assert_one_line(octavo("jobs", "schedule", "nightly", "0 3 * * *", "no.such", *where), ERROR_OF_INPUT, "models.add")
+    assert json.loads(octavo("jobs", "ls", "--json", *where).stdout)["jobs"] == []
+
+
 def test_init_makes_a_workspace_once(tmp_path: Path) -> None:
     folder = tmp_path / "a b"
     done = octavo("init", str(folder))

@@ -92,8 +92,14 @@ class FakeServing:
         kept = {name: array for name, array in outputs.items() if name in (request.outputs or outputs)}
         return InferAnswer(request.model, request.version or self.repository.default, kept, request.id, usage=usage)
 
-    async def use_version(self, name: str, version: str) -> None:
+    async def use_version(self, name: str, version: str) -> str:
+        if version == "newest":
+            return self.repository.roll_forward(name)
         self.repository.set_label(name, "default", version)
+        return version
+
+    async def set_label(self, name: str, label: str, version: str) -> None:
+        self.labelled = (name, label, version)
 
     async def roll_back(self, name: str) -> str:
         return self.repository.roll_back(name)

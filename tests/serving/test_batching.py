@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.errors import Busy, DeadlineExceeded, Invalid, ModelFailed, Unavailable
-from octavo.serving.batching import Batcher, BatchLimits, Piece, _Entry, _Ticket, gather
+from octavo.serving.batching import Batcher
+from octavo.serving.gathering import BatchLimits, Entry, Piece, Ticket, gather
 
 
 class Recorder:
@@ -94,6 +95,22 @@ async def test_urgent_requests_go_first(batcher):
     task.gate.set()
     await asyncio.gather(*waiting)
     assert task.batches[1:] == [["urgent"], ["urgent too"], ["later"], ["later too"]]
+
+
+async def test_priorities_of_one_model_do_not_starve_another(batcher):
+    task = Recorder()
+    urgent, _ = make_queue(batcher, task, max_rows=1)
+    plain, _ = make_queue(batcher, task, max_rows=1)
+    task.gate.clear()
+    waiting = [asyncio.create_task(batcher.run(urgent, [Piece("hold")], deadline=soon()))]
+    await asyncio.sleep(0.05)
+    asked = [(plain, "a", 9), (urgent, "b", 2), (urgent, "c", 1), (plain, "d", 9), (urgent, "e", 1)]
+    for queue, payload, priority in asked:
+        waiting.append(asyncio.create_task(batcher.run(queue, [Piece(payload)], priority=priority, deadline=soon())))
+        await asyncio.sleep(0.01)
+    task.gate.set()
+    await asyncio.gather(*waiting)
+    assert task.batches[1:] == [["a"], ["c"], ["e"], ["b"], ["d"]]
 
 
 async def test_a_bad_request_does_not_fail_its_neighbours(batcher):
@@ -223,8 +240,8 @@ lengths = st.lists(st.integers(1, 512), min_size=1, max_size=60)
 def test_a_batch_keeps_its_limits_and_always_serves_the_oldest(lengths, budget, rows, window, share):
     loop = asyncio.new_event_loop()
     try:
-        ticket = _Ticket(len(lengths), loop.create_future())
-        waiting = [_Entry((0, i), 0.0, Piece(i, None, n), i, ticket) for i, n in enumerate(lengths)]
+        ticket = Ticket(len(lengths), loop.create_future())
+        waiting = [Entry((0, i), 0.0, Piece(i, None, n), i, ticket) for i, n in enumerate(lengths)]
         limits = BatchLimits(max_rows=rows, token_budget=budget, length_window=window)
         batch = gather(waiting, limits, share)
     finally:

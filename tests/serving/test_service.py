@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -376,6 +377,64 @@ async def test_urgent_requests_overtake(tmp_path: Path, open_serving: Open) -> N
     assert sorted(order[1:], key=[1, 0, 3].index) == order[1:]  # 0 is the model's default, 2
     with pytest.raises(Invalid, match="over the model's 3 levels"):
         await ask(serving, "slow", priority=4)
+
+
+async def test_priorities_count_without_levels_too(tmp_path: Path, open_serving: Open) -> None:
+    put(tmp_path / "models", "slow", slow_model(10_000), BATCHED.replace("8", "1"))
+    serving = await open_serving(tmp_path, threads=1)
+    await serving.load("slow")
+    order: list[int] = []
+
+    async def one(priority: int) -> None:
+        await ask(serving, "slow", priority=priority)
+        order.append(priority)
+
+    first = asyncio.create_task(one(7))
+    await until(lambda: serving.residency().pending or order)
+    await asyncio.sleep(0.005)
+    await asyncio.gather(*(one(priority) for priority in (0, 2, 0, 1, 2, 1)), first)
+    assert order[1:] == [1, 1, 2, 2, 0, 0]  # without a number a request comes after those that have one
+
+
+async def test_the_models_own_time_in_the_queue(tmp_path: Path, open_serving: Open) -> None:
+    own = "default_queue_policy { default_timeout_microseconds: 1000 } "
+    put(
+        tmp_path / "models",
+        "slow",
+        slow_model(),
+        SLOW.replace("64", "1").replace("priority_levels", f"{own}priority_levels"),
+    )
+    serving = await open_serving(tmp_path, threads=1)
+    await serving.load("slow")
+    outcomes = await asyncio.gather(*(ask(serving, "slow", n) for n in range(8)), return_exceptions=True)
+    assert sum(isinstance(outcome, DeadlineExceeded) for outcome in outcomes) >= 7
+
+
+async def test_pins_outlive_the_server(tmp_path: Path, open_serving: Open) -> None:
+    for name in ("a", "b", "c"):
+        put(tmp_path / "models", name, times(1), BATCHED)
+    serving = await open_serving(tmp_path)
+    await serving.pin("a")
+    await serving.pin("b")
+    await serving.pin("b", pinned=False)
+    await serving.close()
+    again = await open_serving(tmp_path)
+    await until(lambda: resident(again) == {"a/1"})
+    assert {status.name for status in await again.index() if status.pinned} == {"a"}
+    shutil.rmtree(tmp_path / "models" / "a")
+    await until(lambda: resident(again) == set())
+    await again.pin("a", pinned=False)  # a pin of a model that has gone can be taken away
+    assert json.loads((tmp_path / "pins.json").read_text()) == []
+
+
+async def test_pins_that_cannot_be_read_are_none(tmp_path: Path, open_serving: Open) -> None:
+    put(tmp_path / "models", "a", times(1), BATCHED)
+    for text in ("", "{}", "[1]", '["gone"]'):
+        (tmp_path / "pins.json").write_text(text)
+        serving = await open_serving(tmp_path)
+        assert (await ask(serving, "a")).version == "1"
+        assert not any(status.pinned for status in await serving.index())
+        await serving.close()
 
 
 async def test_a_caller_who_leaves_frees_the_queue(tmp_path: Path, open_serving: Open) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from octavo.errors import Invalid
+from octavo.errors import DeadlineExceeded, Invalid
 from octavo.serving.inference import InferRequest
 from octavo.serving.minilm import build
 from octavo.serving.service import Serving
@@ -50,6 +51,25 @@ async def test_texts_together_equal_texts_alone(minilm_repository: Path, open_se
     np.testing.assert_allclose(together, alone, atol=1e-5)
     crowd = await asyncio.gather(*(embed(serving, [text]) for text in ODD_TEXTS * 3))
     np.testing.assert_allclose(np.concatenate(crowd), np.tile(alone, (3, 1)), atol=1e-5)
+
+
+async def test_of_a_very_long_text_only_the_beginning_is_looked_at(minilm_repository: Path, open_serving: Open) -> None:
+    serving = await open_serving(minilm_repository)
+    start = "The quick brown fox, who (unlike others) isn't lazy, jumps over café tables. " * 20
+    whole = await embed(serving, [start, start + "x" * 40_000, start + " tail" * 40_000])
+    np.testing.assert_allclose(whole[1:], whole[[0, 0]], atol=1e-6)
+    gaps = await embed(serving, ["one" + " " * 20_000 + "two", "one two"])
+    np.testing.assert_allclose(gaps[0], gaps[1], atol=1e-6)  # the beginning holds too little: all of it is read
+
+
+async def test_a_deadline_holds_while_text_is_cut_into_tokens(minilm_repository: Path, open_serving: Open) -> None:
+    serving = await open_serving(minilm_repository)
+    await serving.load("minilm")
+    request = text_request(["x" * 8_000_000])
+    request.deadline = time.monotonic() + 0.05
+    with pytest.raises(DeadlineExceeded, match="cut into tokens"):
+        await serving.infer(request)
+    assert (await embed(serving, ["hello"])).shape == (1, 384)
 
 
 async def test_a_long_text_is_cut_at_max_tokens(minilm_repository: Path, open_serving: Open) -> None:

@@ -206,10 +206,10 @@ def key_revoke(
 @contextmanager
 def _access(workspace: Path | None) -> Iterator[Access]:
     from octavo.access.service import Access
-    from octavo.settings import load_settings
+    from octavo.settings import existing_workspace
     from octavo.storage.database import Database
 
-    settings = load_settings(workspace)
+    settings = existing_workspace(workspace)
     database = Database(settings.database_url)
     try:
         database.upgrade()

@@ -94,6 +94,7 @@ def show_log(
 
 @app.command()
 def submit(
+    context: typer.Context,
     kind: Annotated[str, typer.Argument(help="The kind of job.")],
     given: Given = None,
     key: Annotated[str | None, typer.Option(help="The same key makes no second job.", show_default=False)] = None,
@@ -102,7 +103,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Queue a job."""
-    with _jobs(workspace) as jobs:
+    with _jobs(workspace, context.obj()) as jobs:
         job = jobs.get(jobs.submit(kind, _arguments(given), key=key, priority=priority))
     _say(as_json, job.body(), job.id)
 
@@ -125,6 +126,7 @@ def retry(identity: Identity, workspace: Workspace = None, as_json: AsJson = Fal
 
 @app.command()
 def schedule(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="The schedule's name; one of this name is replaced.")],
     cron: Annotated[str, typer.Argument(help="Five fields, UTC, such as '0 3 * * *'.")],
     kind: Annotated[str, typer.Argument(help="The kind of job.")],
@@ -133,7 +135,7 @@ def schedule(
     as_json: AsJson = False,
 ) -> None:
     """Run a job again and again, while a server runs."""
-    with _jobs(workspace) as jobs:
+    with _jobs(workspace, context.obj()) as jobs:
         made = jobs.schedule(name, cron, kind, _arguments(given))
     _say(as_json, made.body(), f"{name}: next at {_time(made.next_run)}.")
 
@@ -159,11 +161,11 @@ def unschedule(name: str, workspace: Workspace = None, as_json: AsJson = False) 
 
 
 @contextmanager
-def _jobs(workspace: Path | None) -> Iterator[Jobs]:
+def _jobs(workspace: Path | None, modules: Sequence[str] = ()) -> Iterator[Jobs]:
     from octavo.jobs.service import Jobs
-    from octavo.settings import load_settings
+    from octavo.settings import existing_workspace
 
-    jobs = Jobs.open(load_settings(workspace))
+    jobs = Jobs.open(existing_workspace(workspace), modules=modules)
     try:
         yield jobs
     finally:

@@ -38,9 +38,13 @@ class ColdStart:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A closed loop of `concurrency` callers: latencies in milliseconds, CPU-milliseconds per request."""
+    """A closed loop of `concurrency` callers: latencies in milliseconds, CPU-milliseconds per request.
+
+    `tokens` were sent in each text, `read` of them computed: a model cuts what is longer than it reads.
+    """
 
     tokens: int
+    read: int
     concurrency: int
     requests: int
     p50_ms: float
@@ -84,7 +88,8 @@ async def bench(
     """
     metadata = await server.metadata(model)
     is_text = any(spec.name == "text" for spec in metadata.inputs)
-    lengths = _lengths(server, model, tokens) if is_text else [0]
+    lengths = sorted(set(tokens)) if is_text else [0]
+    most = server.repository.config(model).number("max_tokens", 512)
     progress("cold start")
     cold = await _cold_start(server, model, make_inputs(metadata, lengths[0]))
     loads = []
@@ -92,15 +97,9 @@ async def bench(
         inputs = make_inputs(metadata, length)
         for callers in concurrency:
             progress(f"{length} tokens, {callers} at once" if is_text else f"{callers} at once")
-            loads.append(await _load(server, model, inputs, length, callers, seconds))
+            loads.append(await _load(server, model, inputs, (length, min(length, most)), callers, seconds))
     version = server.repository.resolve(model).version
     return BenchReport(model, version, cold, tuple(loads))
-
-
-def _lengths(server: Serving, model: str, tokens: Sequence[int]) -> list[int]:
-    """The lengths asked for, none longer than the model reads: beyond that a text is cut."""
-    most = server.repository.config(model).number("max_tokens", 512)
-    return sorted({min(length, most) for length in tokens})
 
 
 def make_inputs(metadata: ModelMetadata, tokens: int) -> Tensors:
@@ -138,7 +137,9 @@ async def _timed(server: Serving, model: str, inputs: Tensors) -> tuple[float, f
     return (time.perf_counter() - wall) * 1e3, (time.process_time() - cpu) * 1e3
 
 
-async def _load(server: Serving, model: str, inputs: Tensors, tokens: int, callers: int, seconds: float) -> Load:
+async def _load(
+    server: Serving, model: str, inputs: Tensors, tokens: tuple[int, int], callers: int, seconds: float
+) -> Load:
     latencies: list[float] = []
 
     async def call(stop: float) -> None:
@@ -154,7 +155,7 @@ async def _load(server: Serving, model: str, inputs: Tensors, tokens: int, calle
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     p50, p99 = np.percentile(latencies, [50, 99]) * 1e3
     count = len(latencies)
-    return Load(tokens, callers, count, float(p50), float(p99), count / wall, cpu * 1e3 / count)
+    return Load(*tokens, callers, count, float(p50), float(p99), count / wall, cpu * 1e3 / count)
 
 
 def plot(report: BenchReport, file: Path) -> None:

@@ -92,7 +92,7 @@ class Client:
             inputs: by tensor name; object arrays of `bytes` or `str` are BYTES tensors.
             outputs: names wanted; None for all.
             version: number or label; empty for the default.
-            priority: 1 is the most urgent; 0 the model's default.
+            priority: 1 is the most urgent; 0 is the model's default level, or comes after all numbers.
 
         Returns:
             The outputs by name; BYTES as object arrays of `bytes`.
@@ -119,10 +119,16 @@ class Client:
         """Keep a model in memory, loading it if need be, or let it be evicted again."""
         self._send("POST", f"/api/serving/models/{quote(name, safe='')}/{'pin' if pinned else 'unpin'}")
 
-    def use_version(self, name: str, version: str) -> None:
-        """Serve another version of a model by default."""
+    def use_version(self, name: str, version: str) -> str:
+        """Serve another version of a model by default ("newest": follow what is published); returns its number."""
         path = f"/api/serving/models/{quote(name, safe='')}/default-version"
-        self._send("POST", path, orjson.dumps({"version": version}))
+        answer = orjson.loads(self._send("POST", path, orjson.dumps({"version": version})).content)
+        return str(answer["version"])
+
+    def set_label(self, name: str, label: str, version: str) -> None:
+        """Point a label at a version of a model, or with an empty `version` take it away."""
+        path = f"/api/serving/models/{quote(name, safe='')}/labels"
+        self._send("POST", path, orjson.dumps({"label": label, "version": version}))
 
     def ready(self) -> bool:
         """Whether the server answers; never raises."""

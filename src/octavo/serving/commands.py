@@ -1,4 +1,4 @@
-"""The command-line door of serving: `octavo models ...` and `octavo bench MODEL`.
+"""The command-line door of serving: `octavo models ...`.
 
 What needs the models in memory (load, unload, pin) talks to the workspace's running server; what needs only the
 repository works without one.
@@ -7,17 +7,20 @@ repository works without one.
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from octavo.errors import Invalid, NotFound, Unavailable
+from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
+from octavo.running import find_running
+from octavo.serving.bench_command import bench
+from octavo.serving.printing import print_json, print_table, spinner
+from octavo.settings import existing_workspace
 
 if TYPE_CHECKING:
-    from octavo.serving.bench import BenchReport
     from octavo.serving.client import Client
+    from octavo.serving.repository import Repository
     from octavo.settings import Settings
 
 app = typer.Typer(help="Models: what there is, what is in memory, and answers from them.", no_args_is_help=True)
@@ -30,7 +33,7 @@ Name = Annotated[str, typer.Argument(help="Name of a model in the repository.")]
 @app.command("ls")
 def list_models(workspace: Workspace = None, as_json: AsJson = False) -> None:
     """List the repository's models; with a running server, what each holds in memory too."""
-    settings = _settings(workspace)
+    settings = existing_workspace(workspace)
     client = find_server(settings)
     if client is not None:
         with client:
@@ -39,16 +42,21 @@ def list_models(workspace: Workspace = None, as_json: AsJson = False) -> None:
         from octavo.serving.repository import Repository
 
         repository = Repository.open(settings.repository_url, settings)
-        rows = [{"name": name, "version": v} for name in repository.names() for v in repository.versions(name)]
+        rows = [row for name in repository.names() for row in _versions(repository, name)]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     for row in rows:
         if row.get("resident"):
             row["memory"] = f"{row['resident_bytes'] / 2**20:.1f}"
+        row |= {mark: "yes" if row.get(mark) else "" for mark in ("default", "pinned")}
         row["shown"] = row.get("reason") or ("in memory" if row.get("resident") else row.get("state", "").lower())
-    heads = {"name": "Model", "version": "Version", "shown": "State", "memory": "MiB", "pinned": "Pinned"}
-    _table(rows, heads)
+    if not rows:
+        typer.echo("there are no models; add one: octavo models add minilm")
+        return
+    heads = {"name": "Model", "version": "Version", "default": "Default", "shown": "State", "memory": "MiB"}
+    heads["pinned"] = "Pinned"
+    print_table(rows, heads)
 
 
 @app.command()
@@ -67,7 +75,7 @@ def add(
 
     if precision not in ("fp32", "int8", "both"):
         raise Invalid(f"unknown precision {precision!r}", "--precision", "Use fp32, int8 or both.")
-    settings = _settings(workspace)
+    settings = existing_workspace(workspace)
     repository = Repository.open(settings.repository_url, settings)
     base = name or Path(source).name.lower()
     wanted = {"fp32": [(base, "fp32")], "int8": [(base, "int8")]}.get(
@@ -76,7 +84,7 @@ def add(
     added: list[dict[str, str]] = []
     for model, kind in wanted:
         try:
-            with _spinner(f"building {model} ({kind})", quiet=as_json):
+            with spinner(f"building {model} ({kind})", quiet=as_json):
                 version = add_embedding_model(repository, model, source, precision=kind, max_tokens=max_tokens)
                 OnnxRuntimeBackend(settings).prepare(repository.resolve(model, version))
         except Invalid as error:
@@ -86,7 +94,7 @@ def add(
             continue
         added.append({"name": model, "version": version, "precision": kind})
     if as_json:
-        _print_json(added)
+        print_json(added)
         return
     for row in added:
         typer.echo(f"added {row['name']} version {row['version']} ({row['precision']})")
@@ -123,19 +131,56 @@ def pin(
 
 
 @app.command("use-version")
-def use_version(name: Name, version: str, workspace: Workspace = None, as_json: AsJson = False) -> None:
+def use_version(
+    name: Name,
+    version: Annotated[str, typer.Argument(help="A version, or 'newest' to follow what is published again.")],
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
     """Serve another version of a model by default (roll back or forward); nothing is deleted."""
-    from octavo.serving.model_config import DEFAULT_LABEL
     from octavo.serving.repository import Repository
 
-    settings = _settings(workspace)
+    settings = existing_workspace(workspace)
     client = find_server(settings)
     if client is not None:
         with client:
-            client.use_version(name, version)
+            version = client.use_version(name, version)
     else:
-        Repository.open(settings.repository_url, settings).set_label(name, DEFAULT_LABEL, version)
+        version = Repository.open(settings.repository_url, settings).use_version(name, version)
     _done(f"{name} answers with version {version}", {"name": name, "version": version}, as_json)
+
+
+@app.command()
+def label(
+    name: Name,
+    word: Annotated[str, typer.Argument(metavar="LABEL", help="A word such as 'stable'; requests may name it.")],
+    version: Annotated[str, typer.Argument(help="The version it means; leave it out to take the label away.")] = "",
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Point a label at a version of a model, or take the label away."""
+    from octavo.serving.repository import Repository
+
+    settings = existing_workspace(workspace)
+    repository = Repository.open(settings.repository_url, settings)
+    repository.set_label(name, word, version)  # a running server sees it at its next look
+    said = f"{name}: {word} is version {version}" if version else f"{name} has no label {word}"
+    _done(said, {"name": name, "labels": repository.labels(name)}, as_json)
+
+
+@app.command()
+def publish(
+    name: Name,
+    folder: Annotated[Path, typer.Argument(help="Holds the version's files, and config.pbtxt where it is needed.")],
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a version of a model from a folder, whole or not at all; it answers from the next look on."""
+    from octavo.serving.repository import Repository
+
+    settings = existing_workspace(workspace)
+    version = Repository.open(settings.repository_url, settings).publish(name, folder)
+    _done(f"published {name} version {version}", {"name": name, "version": version}, as_json)
 
 
 @app.command()
@@ -147,7 +192,7 @@ def infer(
     as_json: AsJson = False,
 ) -> None:
     """Ask a model: through the running server, or in this process when there is none."""
-    settings = _settings(workspace)
+    settings = existing_workspace(workspace)
     tensors = _read_inputs(text, inputs)
     client = find_server(settings)
     if client is not None:
@@ -156,74 +201,40 @@ def infer(
     else:
         outputs = asyncio.run(_infer_here(settings, name, tensors))
     if as_json:
-        _print_json({key: _plain(array) for key, array in outputs.items()})
+        print_json({key: _plain(array) for key, array in outputs.items()})
         return
     for key, array in outputs.items():
         typer.echo(f"{key} {array.dtype} {list(array.shape)}: {_preview(array)}")
 
 
-def bench(
-    model: Annotated[str, typer.Argument(help="Name of a model in the repository.")],
-    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds per measurement.")] = 3.0,
-    plot: Annotated[Path | None, typer.Option(help="Picture to draw (png or svg).")] = None,
-    workspace: Workspace = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure a model here: cold start, cached latency, throughput by length and callers at once."""
-    report = asyncio.run(_bench_here(_settings(workspace), model, seconds, quiet=as_json))
-    if plot is not None:
-        from octavo.serving.bench import plot as draw
+app.command("bench")(bench)
 
-        draw(report, plot)
-    if as_json:
-        _print_json(report.to_json())
-        return
-    cold = report.cold
-    typer.echo(f"{report.model} version {report.version}")
-    typer.echo(f"cold start to first answer  {cold.cold_wall_ms:8.1f} ms  ({cold.cold_cpu_ms:.1f} CPU-ms)")
-    typer.echo(f"cached                      {cold.cached_wall_ms:8.1f} ms  ({cold.cached_cpu_ms:.1f} CPU-ms)")
-    typer.echo(f"cold / cached               {cold.cold_wall_ms / cold.cached_wall_ms:8.1f} x")
-    rows = [
-        {
-            "tokens": load.tokens or "-",
-            "callers": load.concurrency,
-            "p50": f"{load.p50_ms:.1f}",
-            "p99": f"{load.p99_ms:.1f}",
-            "rate": f"{load.per_second:.1f}",
-            "cpu": f"{load.cpu_ms:.2f}",
-        }
-        for load in report.loads
-    ]
-    heads = {"tokens": "Tokens", "callers": "Callers", "p50": "p50 ms", "p99": "p99 ms", "rate": "Requests/s"}
-    _table(rows, heads | {"cpu": "CPU-ms/request"})
+
+def _versions(repository: Repository, name: str) -> list[dict[str, Any]]:
+    try:
+        default = repository.choose(name)
+    except OctavoError:  # none is served; the list says which there are all the same
+        default = ""
+    return [{"name": name, "version": v, "default": v == default} for v in repository.versions(name)]
 
 
 def find_server(settings: Settings) -> Client | None:
     """A client of the workspace's running server; None when there is none."""
-    file = settings.run_folder / "server.json"
-    try:
-        run = json.loads(file.read_text(encoding="utf-8"))
-        url, token = str(run["url"]), str(run["token"])
-    except (OSError, ValueError, KeyError, TypeError):  # none was started, or it is just starting or stopping
+    running = find_running(settings)
+    if running is None:
         return None
     from octavo.serving.client import Client
 
-    client = Client(url, token=token)
+    client = Client(running.url, token=running.token)
     return client if client.ready() else None
 
 
 def _server(workspace: Path | None) -> Client:
-    settings = _settings(workspace)
+    settings = existing_workspace(workspace)
     client = find_server(settings)
     if client is None:
         raise Unavailable("no server is running", str(settings.workspace), "Start it: octavo up")
     return client
-
-
-def _settings(workspace: Path | None) -> Settings:
-    from octavo.settings import load_settings
-
-    return load_settings(workspace)
 
 
 async def _infer_here(settings: Settings, name: str, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -233,18 +244,6 @@ async def _infer_here(settings: Settings, name: str, tensors: dict[str, Any]) ->
     server = await Serving.open(settings)
     try:
         return dict((await server.infer(InferRequest(name, tensors))).outputs)
-    finally:
-        await server.close()
-
-
-async def _bench_here(settings: Settings, model: str, seconds: float, quiet: bool) -> BenchReport:
-    from octavo.serving.bench import bench as measure
-    from octavo.serving.service import Serving
-
-    server = await Serving.open(settings)
-    try:
-        with _spinner(f"measuring {model}", quiet) as status:
-            return await measure(server, model, seconds=seconds, progress=lambda what: status(f"{model}: {what}"))
     finally:
         await server.close()
 
@@ -277,43 +276,8 @@ def _preview(array: Any) -> str:
     return shown + (", ..." if array.size > 6 else "")
 
 
-def _spinner(message: str, quiet: bool) -> Any:
-    """A line on stderr that turns while work goes on; gives a function that changes its text."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-
-    @contextmanager
-    def turning() -> Any:
-        console = Console(stderr=True, quiet=quiet)
-        with console.status(message) as status:
-            yield status.update
-
-    return turning()
-
-
 def _done(sentence: str, facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _print_json(facts)
+        print_json(facts)
     else:
         typer.echo(sentence)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
-
-
-def _table(rows: list[dict[str, Any]], heads: dict[str, str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = {key: head for key, head in heads.items() if any(row.get(key) is not None for row in rows)}
-    if not rows:
-        typer.echo("there are no models; add one: octavo models add minilm")
-        return
-    table = Table(box=None, pad_edge=False)
-    for head in shown.values():
-        table.add_column(head)
-    for row in rows:
-        table.add_row(*(str(row.get(key, "")) for key in shown))
-    Console().print(table)

@@ -20,7 +20,8 @@ class InferRequest:
         inputs: by tensor name; BYTES as object arrays of `bytes`.
         version: a version number, a label, or empty for what the version policy serves.
         outputs: names wanted; empty for all.
-        priority: 1 is the most urgent, as Triton counts; 0 means the model's default.
+        priority: 1 is the most urgent, as Triton counts; 0 means the model's default level, or after all numbers where
+            it has no levels.
         deadline: `time.monotonic()` seconds after which nobody waits; 0 means the server's default.
         caller: the principal's name, for metering.
     """

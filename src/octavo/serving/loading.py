@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,13 +11,16 @@ from typing import Any, Protocol
 
 from octavo.errors import Invalid
 from octavo.serving.backend import Backend, Runner
-from octavo.serving.batching import BatchLimits, Piece, Task
+from octavo.serving.batching import Task
+from octavo.serving.gathering import BatchLimits, Piece
 from octavo.serving.inference import InferRequest
 from octavo.serving.interface import completed, interface
-from octavo.serving.model_config import ModelConfig
+from octavo.serving.model_config import CONFIG_NAME, ModelConfig
 from octavo.serving.repository import ModelVersion
 from octavo.serving.tensors import Tensors, TensorSpec
 from octavo.settings import ServingSettings
+
+log = logging.getLogger("octavo.serving.loading")
 
 
 class RunnerSlot:
@@ -119,6 +123,8 @@ class Loader:
     def load(self, version: ModelVersion, *, quick: bool = False) -> LoadedModel:
         """Load a version; blocks."""
         backend = self.backend(version)
+        if version.config.ignored:
+            log.info("%s/%s has no use for %s", version.name, CONFIG_NAME, ", ".join(version.config.ignored))
         slot = RunnerSlot(backend.load(version, quick=quick))
         try:
             config = completed(version.config, slot.runner)

@@ -35,7 +35,7 @@ _ACTIONS = """
 """
 _VERSION = """
 <q-td :props="props">
-  <q-select v-if="props.row.versions.length > 1" dense borderless options-dense :options="props.row.versions"
+  <q-select v-if="props.row.versions.length > 1" dense borderless options-dense :options="[...props.row.versions, 'newest']"
     :model-value="props.row.version" :aria-label="'Version of ' + props.row.name"
     @update:model-value="(to) => $parent.$emit('version', {name: props.row.name, version: to})"/>
   <span v-else>{{ props.row.version }}</span>

@@ -155,6 +155,11 @@ def _ignored(message: Any) -> Iterable[str]:
         for item, _ in member.ListFields()
         if item.name not in _USED[group]
     }
+    batching = message.dynamic_batching
+    if batching.preserve_ordering:
+        found.add("dynamic_batching.preserve_ordering")
+    if any(policy.max_queue_size for policy in batching.priority_queue_policy.values()):
+        found.add("dynamic_batching.priority_queue_policy.max_queue_size")
     if any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in message.instance_group):
         found.add("instance_group.kind")
     return sorted(found)

@@ -42,6 +42,9 @@ from octavo.serving.repository_store import (
 )
 from octavo.settings import Settings
 
+NEWEST = "newest"
+"""In place of a version: what the version policy says, mostly the newest."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
@@ -283,6 +286,16 @@ class Repository:
             labels.pop(label, None)
             changed = labels | ({label: version} if version else {})
             self._store.write(name, LABELS, json.dumps(changed, indent=1, sort_keys=True).encode())
+
+    def use_version(self, name: str, version: str) -> str:
+        """Answer requests without a version with this one from now on; returns it. Nothing is deleted.
+
+        It is pinned by the label "default", also against later publishes. "newest" follows the version policy again.
+        """
+        if version == NEWEST:
+            return self.roll_forward(name)
+        self.set_label(name, DEFAULT_LABEL, version)
+        return version
 
     def roll_back(self, name: str) -> str:
         """Answer with the version before the present default from now on; nothing is deleted.

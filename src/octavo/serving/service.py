@@ -18,17 +18,18 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
+from octavo.errors import DeadlineExceeded, Invalid, NotFound, OctavoError, Unavailable
 from octavo.serving.backend import Backend
 from octavo.serving.batching import Batcher, BatchReport, Queue
 from octavo.serving.catalogue import Catalogue, Listing
 from octavo.serving.charging import Charges
 from octavo.serving.ensemble import MAX_DEPTH, ensemble_tensors, run_ensemble
+from octavo.serving.gathering import Piece
 from octavo.serving.inference import InferAnswer, InferRequest, ModelMetadata
-from octavo.serving.loading import LoadedModel, Loader
+from octavo.serving.loading import LoadedModel, Loader, ModelTask
 from octavo.serving.memory import available_bytes
 from octavo.serving.metrics import ServingCollector
-from octavo.serving.model_config import DEFAULT_LABEL
+from octavo.serving.pins import PIN_FILE, read_pins, write_pins
 from octavo.serving.repository import Change, ModelVersion, Repository
 from octavo.serving.residency import LOADING, READY, Residency, Resident
 from octavo.serving.snapshots import ModelStatus, ResidencySnapshot, ResidentModel
@@ -39,6 +40,7 @@ from octavo.settings import Settings
 log = logging.getLogger("octavo.serving")
 
 _LONG_TEXT = 20_000  # bytes; longer requests are tokenised off the event loop
+_LAST = 2**62  # the rank of requests without a priority, where the model has no levels
 
 
 class Serving:
@@ -61,6 +63,9 @@ class Serving:
         self._refreshing: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._metrics = ServingCollector(self)
+        self._pin_file = settings.workspace / PIN_FILE
+        self._residency.pinned = read_pins(self._pin_file)
+        self._in_background(self._load_pinned())
 
     @classmethod
     async def open(cls, settings: Settings) -> Serving:
@@ -95,9 +100,8 @@ class Serving:
             Invalid: the request does not fit the model.
             OctavoError: busy, out of memory, out of time, or what the model said.
         """
-        if not request.deadline:
-            request.deadline = request.arrived + self._settings.default_deadline
         version = self._to_lease(await self._catalogue.resolve(request.model, request.version), request)
+        request.deadline = _deadline(request, version, self._settings.default_deadline)
         counts = self._counts(version)
         try:
             if version.config.ensemble:
@@ -127,20 +131,41 @@ class Serving:
         await self._catalogue.resolve(name, version)
         await self._leave(name, version)
 
-    async def pin(self, name: str, pinned: bool = True, depth: int = 0) -> None:
-        """Keep a model in memory (loading it if need be), or let it be evicted again; an ensemble with its steps."""
+    async def pin(self, name: str, pinned: bool = True) -> None:
+        """Keep a model in memory (loading it if need be), or let it be evicted again; an ensemble with its steps.
+
+        Pins outlive the server: they are loaded again at its next start.
+        """
+        names = await self._with_steps(name) if pinned or name not in self._residency.pinned else [name]
+        if pinned:
+            await self.load(name)
+        self._residency.pinned = self._residency.pinned | set(names) if pinned else self._residency.pinned - set(names)
+        await asyncio.to_thread(write_pins, self._pin_file, self._residency.pinned)
+
+    async def _with_steps(self, name: str, depth: int = 0) -> list[str]:
+        """A model and, of an ensemble, all its steps."""
         found = await self._catalogue.resolve(name)
         _check_depth(found, depth)
-        if pinned and not found.config.ensemble:
-            await self.load(name)
-        (self._residency.pinned.add if pinned else self._residency.pinned.discard)(name)
-        for step in found.config.ensemble:
-            await self.pin(step.model, pinned, depth + 1)
+        steps = [await self._with_steps(step.model, depth + 1) for step in found.config.ensemble]
+        return [name, *(each for step in steps for each in step)]
 
-    async def use_version(self, name: str, version: str) -> None:
-        """Answer requests without a version with this one from now on; nothing is deleted."""
-        await asyncio.to_thread(self.repository.set_label, name, DEFAULT_LABEL, version)
+    async def _load_pinned(self) -> None:
+        for name in sorted(self._residency.pinned):
+            try:
+                await self.load(name)
+            except OctavoError as error:
+                log.warning("the pinned model %s is not in memory: %s", name, error)
+
+    async def use_version(self, name: str, version: str) -> str:
+        """Answer requests without a version with this one ("newest" follows what is published); returns it."""
+        version = await asyncio.to_thread(self.repository.use_version, name, version)
         self._changed(Change(name, "answers with another version"))
+        return version
+
+    async def set_label(self, name: str, label: str, version: str) -> None:
+        """Point a label at a version, or with an empty `version` take it away."""
+        await asyncio.to_thread(self.repository.set_label, name, label, version)
+        self._changed(Change(name, "has other labels"))
 
     async def roll_back(self, name: str) -> str:
         """Answer with the version before the current one; returns its number."""
@@ -231,10 +256,7 @@ class Serving:
         resident = await self._residency.lease(version, request.deadline)
         try:
             task = _model(resident).task
-            if _text_bytes(request) > _LONG_TEXT:
-                pieces = await asyncio.to_thread(task.pieces, request)
-            else:
-                pieces = task.pieces(request)
+            pieces = await _cut(task, request)
             queue = self._queues[resident.key]
             results = await self._batcher.run(
                 queue, pieces, priority=_priority(request, version), deadline=request.deadline
@@ -347,8 +369,10 @@ class Serving:
         def report(batch: BatchReport) -> None:
             counts.record_batch(batch.rows, batch.tokens, batch.longest, batch.waited, batch.computed)
 
-        self._queues[resident.key] = self._batcher.queue(resident.version.name, model.task, model.limits, report)
-
+        apart = bool(model.slot.runner.processes())
+        self._queues[resident.key] = self._batcher.queue(
+            resident.version.name, model.task, model.limits, report, apart=apart
+        )
         if self._catalogue.known(resident.version.name) == resident.version:
             self._in_background(self._leave_unserved(resident.version))
 
@@ -373,12 +397,40 @@ def _model(resident: Resident) -> LoadedModel:
 
 
 def _priority(request: InferRequest, version: ModelVersion) -> int:
+    """1 is the most urgent; a request without a number has the model's default level, or comes after all numbers."""
     dynamic = version.config.dynamic_batching
-    default = dynamic.default_priority_level if dynamic else 0
     levels = dynamic.priority_levels if dynamic else 0
     if levels and request.priority > levels:
         raise Invalid(f"priority {request.priority} is over the model's {levels} levels", version.name)
-    return request.priority or default
+    if request.priority:
+        return request.priority
+    return dynamic.default_priority_level if dynamic and levels else _LAST
+
+
+def _deadline(request: InferRequest, version: ModelVersion, default: float) -> float:
+    """The request's own deadline or the server's default, but no later than the model's queue policy has it."""
+    deadline = request.deadline or request.arrived + default
+    dynamic = version.config.dynamic_batching
+    if dynamic is None:
+        return deadline
+    level = request.priority or dynamic.default_priority_level
+    policy = dynamic.priority_queue_policy.get(level, dynamic.default_queue_policy)
+    if not policy.default_timeout_us or policy.timeout_action == "DELAY":
+        return deadline
+    return min(deadline, request.arrived + policy.default_timeout_us / 1e6)
+
+
+async def _cut(task: ModelTask, request: InferRequest) -> list[Piece]:
+    """The request's pieces; long texts are tokenised in a thread, for no longer than the deadline allows."""
+    if _text_bytes(request) <= _LONG_TEXT:
+        return task.pieces(request)
+    try:
+        async with asyncio.timeout(request.deadline - time.monotonic()):
+            return await asyncio.to_thread(task.pieces, request)
+    except TimeoutError:
+        raise DeadlineExceeded(
+            "the deadline passed while the text was cut into tokens", request.model, "Send less, or allow more time."
+        ) from None
 
 
 def _text_bytes(request: InferRequest) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from octavo.errors import Invalid, ModelFailed
 from octavo.serving.backend import RequestRunner, Runner
-from octavo.serving.batching import Piece
+from octavo.serving.gathering import Piece
 from octavo.serving.inference import InferRequest
 from octavo.serving.interface import Interface
 from octavo.serving.loading import RunnerSlot

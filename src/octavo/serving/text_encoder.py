@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from octavo.errors import Invalid
 from octavo.serving.backend import Runner
-from octavo.serving.batching import Piece
+from octavo.serving.gathering import Piece
 from octavo.serving.inference import InferRequest
 from octavo.serving.loading import RunnerSlot
 from octavo.serving.model_config import CONFIG_NAME, ModelConfig
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Ids = NDArray[np.int64]
 
 _KEPT_TOKENIZERS = 8
+_CHARACTERS_PER_TOKEN = 32  # many times what words have, so that the beginning nearly always holds enough
 _INPUTS = ("text", "input_ids", "attention_mask")
 _ENCODER_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
@@ -84,6 +85,7 @@ class TextEmbeddingTask:
         self._max_tokens = config.number("max_tokens", 512)
         _check_encoder(config, slot.runner)
         self._tokenizer = self._open_tokenizer(version)
+        self._enough = self._max_tokens * _CHARACTERS_PER_TOKEN
         self._takes = {spec.name for spec in slot.runner.inputs}
         self._gives = slot.runner.outputs[0].name
         dimensions = slot.runner.outputs[0].shape[2]
@@ -144,7 +146,22 @@ class TextEmbeddingTask:
         return _tokenizers.get(file, self._max_tokens)
 
     def _tokenise(self, texts: list[str]) -> list[Ids]:
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in self._tokenizer.encode_batch_fast(texts)]
+        """Token ids per text, cut to what the model reads.
+
+        Of a very long text only the beginning is looked at, when that holds more tokens than the model reads.
+        """
+        encodings = self._tokenizer.encode_batch_fast([self._beginning(text) for text in texts])
+        for at, text in enumerate(texts):
+            if len(text) > self._enough and not encodings[at].overflowing:
+                encodings[at] = self._tokenizer.encode(text)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def _beginning(self, text: str) -> str:
+        """A long text up to a gap between words; all of a short one, or of one without gaps."""
+        if len(text) <= self._enough:
+            return text
+        end = text.rfind(" ", 0, self._enough)
+        return text[:end].rstrip() if end > 0 else text
 
     def _given_ids(self, inputs: Tensors) -> list[Ids]:
         ids = inputs.get("input_ids")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from octavo.web.wings import Wing, wings
+from octavo.web.wings import Wing, wings, work_modules
 
 if TYPE_CHECKING:
     from octavo.access import Access
@@ -80,8 +80,7 @@ class House:
     def _open_jobs(self) -> Jobs:
         from octavo.jobs import Jobs
 
-        modules = [wing.work for wing in wings() if wing.installed and wing.work]
-        jobs = Jobs.open(self.settings, modules=modules, database=self.database)
+        jobs = Jobs.open(self.settings, modules=work_modules(), database=self.database)
         jobs.supervise()
         return jobs
 

@@ -13,11 +13,11 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from octavo.running import Running, announced
 from octavo.settings import Settings
 from octavo.web.app import create_app
 from octavo.web.connection import Connection, limited
 from octavo.web.house import House
-from octavo.web.running import Running, announced
 
 Started = Callable[[Running, str | None], None]
 _FINISH_SECONDS = 10
@@ -40,7 +40,7 @@ async def _serve(settings: Settings, listener: socket.socket, started: Started) 
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_keep_alive=int(settings.web.keep_alive),
+            timeout_keep_alive=settings.web.keep_alive,
             timeout_graceful_shutdown=_FINISH_SECONDS,
             lifespan="on",
         )

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from octavo.errors import Conflict, Invalid
+from octavo.running import Running, only_one
 from octavo.settings import Settings
 from octavo.telemetry import start_logging
-from octavo.web.running import Running, only_one
 
 log = logging.getLogger("octavo.web")
 

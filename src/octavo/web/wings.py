@@ -92,6 +92,11 @@ WINGS: tuple[Wing, ...] = (
 )
 
 
+def work_modules() -> list[str]:
+    """The modules that declare kinds of jobs, of the wings that are installed."""
+    return [wing.work for wing in WINGS if wing.work and wing.installed]
+
+
 def wings() -> list[Wing]:
     """Those this octavo has, installed or not."""
     return [wing for wing in WINGS if wing.built]

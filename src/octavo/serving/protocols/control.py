@@ -67,8 +67,19 @@ async def use_version(door: Door, call: Call) -> Reply:
         version = str(version)
     if not isinstance(version, str) or not version:
         raise Invalid("'version' is missing", model, 'Send {"version": "2"}.')
-    await door.service.use_version(model, version)
-    return json_reply({"name": model, "version": version})
+    return json_reply({"name": model, "version": await door.service.use_version(model, version)})
+
+
+async def set_label(door: Door, call: Call) -> Reply:
+    """Point a label at a version; an empty version takes the label away."""
+    model = call.model
+    call.require("edit", model)
+    given = await call.json(_SMALL_BODY)
+    label, version = given.get("label"), given.get("version", "")
+    if not isinstance(label, str) or not isinstance(version, str):
+        raise Invalid("'label' or 'version' is not a text", model, 'Send {"label": "stable", "version": "2"}.')
+    await door.service.set_label(model, label, version)
+    return json_reply({"name": model, "label": label, "version": version})
 
 
 async def roll_back(door: Door, call: Call) -> Reply:
@@ -101,6 +112,7 @@ PROTOCOL = Protocol(
         Operation(
             "POST", f"{_BASE}/models/{{model}}/default-version", use_version, "Serve a version", ("application/json",)
         ),
+        Operation("POST", f"{_BASE}/models/{{model}}/labels", set_label, "Label a version", ("application/json",)),
         Operation("POST", f"{_BASE}/models/{{model}}/roll-back", roll_back, "Serve the version before"),
         Operation("POST", f"{_BASE}/models/{{model}}/roll-forward", roll_forward, "Serve the newest version again"),
     ),

@@ -28,6 +28,7 @@ T = TypeVar("T")
 Headers = Sequence[tuple[bytes, bytes]]
 
 _NO_HEADERS: Headers = ()
+_OFF_LOOP = 2**18  # bytes
 _UNWATCHED = 0.03  # seconds an answer may take before its client is watched for leaving
 _CLOSE_AFTER = (408, 413)  # the rest of the body is not read, so the connection cannot be used again
 
@@ -194,6 +195,13 @@ class Endpoint:
             headers.append((b"connection", b"close"))
         protocol = self._protocol
         return Reply(error.status, protocol.error_body(error), protocol.error_media_type, headers)
+
+
+async def parsed(body: bytes, parse: Callable[..., T], *arguments: Any) -> T:
+    """`parse(body, *arguments)`; of a large body in a thread, so that it does not hold up everybody else's."""
+    if len(body) > _OFF_LOOP:
+        return await asyncio.to_thread(parse, body, *arguments)
+    return parse(body, *arguments)
 
 
 def parse_object(raw: bytes | memoryview) -> dict[str, Any]:

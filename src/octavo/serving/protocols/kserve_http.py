@@ -11,7 +11,7 @@ import orjson
 
 import octavo
 from octavo.errors import Invalid, OctavoError
-from octavo.serving.protocols.exchange import Call, Door, Operation, Protocol, Reply, json_reply
+from octavo.serving.protocols.exchange import Call, Door, Operation, Protocol, Reply, json_reply, parsed
 from octavo.serving.protocols.kserve import HEADER_LENGTH, parse, serialise
 from octavo.serving.statistics import Duration, ModelStatistics
 from octavo.serving.tensors import TensorSpec
@@ -27,7 +27,7 @@ async def infer(door: Door, call: Call) -> Reply:
     model = call.model
     call.require("infer", model)
     body = await call.body(door.settings.web.max_body)
-    inference = parse(body, call.header(HEADER_LENGTH), model, call.version, call.principal.name)
+    inference = await parsed(body, parse, call.header(HEADER_LENGTH), model, call.version, call.principal.name)
     answer = await call.while_connected(door.service.infer(inference.request))
     return _packed(serialise(answer, inference), call.header(b"accept-encoding"))
 

@@ -16,7 +16,7 @@ import orjson
 from octavo.errors import Invalid, NotFound, OctavoError
 from octavo.serving.inference import InferAnswer, InferRequest
 from octavo.serving.model_config import check_name
-from octavo.serving.protocols.exchange import Call, Door, Operation, Protocol, Reply, json_reply, parse_object
+from octavo.serving.protocols.exchange import Call, Door, Operation, Protocol, Reply, json_reply, parse_object, parsed
 from octavo.serving.tensors import Array, Tensors
 
 MAX_TOKENS = 8192
@@ -140,7 +140,7 @@ def _cut(vectors: Array, dimensions: int) -> Array:
 async def embeddings(door: Door, call: Call) -> Reply:
     """Turn texts into vectors."""
     body = await call.body(door.settings.web.max_body)
-    asked = parse(body, door.settings.serving.max_inputs, call.principal.name)
+    asked = await parsed(body, parse, door.settings.serving.max_inputs, call.principal.name)
     call.require("infer", asked.request.model)
     return serialise(await call.while_connected(door.service.infer(asked.request)), asked)
 
