@@ -44,11 +44,11 @@ def only_one(settings: Settings) -> Iterator[None]:
     """
     try:
         settings.run_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(_lock(settings), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise Invalid(
             f"the workspace cannot be written: {error.strerror}", str(settings.workspace), "Choose a folder of yours."
         ) from None
-    handle = os.open(_lock(settings), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

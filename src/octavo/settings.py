@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 from platformdirs import user_data_path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from octavo.errors import Invalid, NotFound
 
@@ -24,11 +25,12 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 
 def parse_bytes(value: object) -> object:
-    """`"2GiB"`, `"500 MB"` or a plain number, in bytes; anything else is left to pydantic to refuse."""
+    """`"2GiB"`, `"500 MB"` or a plain number, in bytes; other text is refused, other types are left to pydantic."""
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
         if match and match[2].upper() in _UNITS:
             return int(float(match[1]) * _UNITS[match[2].upper()])
+        raise ValueError(f"{value!r} is not a size; write bytes, or a size such as '2GiB'")
     return value
 
 
@@ -116,7 +118,10 @@ class Settings(BaseSettings):
         env_prefix="OCTAVO_", env_nested_delimiter="__", extra="forbid", validate_default=True, validate_assignment=True
     )
 
-    workspace: Path = Field(default_factory=lambda: user_data_path("octavo"), description="The folder worked in.")
+    workspace: Path = Field(
+        default_factory=lambda: user_data_path("octavo"),
+        description="The folder worked in; the current one where it holds an `octavo.toml`.",
+    )
     token: SecretStr = Field(SecretStr(""), description="Admin token; empty makes one at first start.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level logged.")
     web: WebSettings = WebSettings()
@@ -163,16 +168,18 @@ class Settings(BaseSettings):
 
 
 def load_settings(workspace: Path | str | None = None, **flags: Any) -> Settings:
-    """Settings of `workspace` (default: `OCTAVO_WORKSPACE`, else the user data folder).
+    """Settings of a workspace.
 
     Args:
-        workspace: folder; need not exist.
+        workspace: folder; need not exist. Default: `OCTAVO_WORKSPACE`, else the current folder when it holds an
+            `octavo.toml`, else the user data folder.
         flags: highest precedence; nested ones by section, as `web={"port": 0}`. `None` values are ignored.
 
     Raises:
         Invalid: a value of the wrong type or an unknown key; names the key and its source file.
     """
-    folder = Path(workspace or os.environ.get("OCTAVO_WORKSPACE") or user_data_path("octavo")).expanduser().absolute()
+    here = Path.cwd() if Path(CONFIG_FILE).is_file() else user_data_path("octavo")
+    folder = Path(workspace or os.environ.get("OCTAVO_WORKSPACE") or here).expanduser().absolute()
     file = folder / CONFIG_FILE
     values = _read_file(file)
     try:
@@ -182,6 +189,10 @@ def load_settings(workspace: Path | str | None = None, **flags: Any) -> Settings
         return _apply(base, flags | {"workspace": folder})
     except ValidationError as error:
         raise _readable(error, file) from None
+    except SettingsError as error:
+        variables = sorted(name for name in os.environ if name.startswith("OCTAVO_") and "__" in name)
+        what = f"a list in the environment is not JSON: {error.__cause__ or error}"
+        raise Invalid(what, ", ".join(variables), """Write it as '["octavo.example.org"]'.""") from None
 
 
 def existing_workspace(workspace: Path | str | None = None) -> Settings:
@@ -228,8 +239,11 @@ def _readable(error: ValidationError, file: Path) -> Invalid:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     variable = "OCTAVO_" + "__".join(str(part).upper() for part in first["loc"])
-    return Invalid(
-        f"setting {key}: {first['msg']}",
-        str(file),
-        f"Correct it there or in {variable}; docs/settings.md lists all.",
-    )
+    what = f"unknown setting {key}" if first["type"] == "extra_forbidden" else f"setting {key}: {_sentence(first)}"
+    where = variable if variable in os.environ else str(file)
+    return Invalid(what, where, "Correct it there; docs/settings.md lists all.")
+
+
+def _sentence(problem: ErrorDetails) -> str:
+    """Pydantic's message without its own prefix."""
+    return problem["msg"].removeprefix("Value error, ")

@@ -205,13 +205,13 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8883; --soft: #8889; --panel: #8881; --bad: #c0392b; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 760px; margin: 3rem auto; padding: 0 1rem; }
 h1 { font-weight: 600; margin-bottom: 0; } h2 { font-weight: 600; margin-top: 2.5rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: .75rem; margin: 1.5rem 0; }
-.card { border: 1px solid var(--line); border-radius: 8px; padding: .75rem 1rem; }
+.cards { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0; }
+.card { flex: 1 1 165px; border: 1px solid var(--line); border-radius: 8px; padding: .75rem 1rem; }
 .label, .note, figcaption, footer { color: GrayText; font-size: .85rem; }
 .value { font-size: 1.35rem; font-variant-numeric: tabular-nums; }
 .failed { border-left: 4px solid var(--bad); padding-left: .75rem; }
-figure { margin: 1.5rem 0; padding: 1rem; background: #fff; border: 1px solid var(--line); border-radius: 8px; }
-figure svg { width: 100%; height: auto; display: block; } figcaption { color: #555; margin-top: .5rem; }
+figure { margin: 1.5rem 0; padding: 1rem; border: 1px solid var(--line); border-radius: 8px; }
+figure svg { width: 100%; height: auto; display: block; } figcaption { margin-top: .5rem; }
 footer { margin-top: 3rem; }
 """
 

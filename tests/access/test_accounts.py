@@ -70,13 +70,37 @@ def test_a_second_role_on_a_pattern_replaces_the_first(access: Access) -> None:
     assert "jobs/*" in caught.value.fix
 
 
+def test_the_last_admin_stays(access: Access) -> None:
+    access.add_user("ann", role="admin")
+    access.add_user("bob")
+    access.add_group("chiefs")
+    for change in (
+        lambda: access.remove_user("ann"),
+        lambda: access.set_disabled("ann"),
+        lambda: access.revoke("ann"),
+    ):
+        with pytest.raises(Conflict, match="nobody would be admin"):
+            change()
+    access.grant("group:chiefs", "admin")
+    access.join("chiefs", "bob")
+    access.remove_user("ann")
+    for change in (
+        lambda: access.leave("chiefs", "bob"),
+        lambda: access.remove_group("chiefs"),
+        lambda: access.set_disabled("bob"),
+    ):
+        with pytest.raises(Conflict, match="nobody would be admin"):
+            change()
+    assert [user.name for user in access.list_users()] == ["bob"]
+
+
 def test_keys_are_listed_without_their_secret(access: Access) -> None:
     access.add_user("ann")
     new = access.create_key("ann", "notebook", datetime.now(UTC) + timedelta(days=1))
     assert new.secret.startswith(f"octavo_{new.prefix}_")
     (key,) = access.list_keys("ann")
     assert (key.prefix, key.owner, key.label, key.revoked) == (new.prefix, "ann", "notebook", None)
-    assert new.secret.rpartition("_")[2] not in repr(key)
+    assert new.secret.removeprefix(f"octavo_{new.prefix}_") not in repr(key)
     access.revoke_key(new.prefix)
     first = access.list_keys()[0].revoked
     access.revoke_key(new.prefix)

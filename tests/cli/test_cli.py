@@ -87,7 +87,7 @@ def test_jobs_know_their_kinds(tmp_path: Path) -> None:
     octavo("init", str(tmp_path / "w"))
     where = ("--workspace", str(tmp_path / "w"))
     assert_one_line(octavo("jobs", "submit", "no.such", *where), ERROR_OF_INPUT, "models.add")
-    assert_one_line(octavo("jobs", "submit", "models.add", "nome=x", *where), ERROR_OF_INPUT, "nome")
+    assert_one_line(octavo("jobs", "submit", "models.add", "nome=x", *where), ERROR_OF_INPUT, "'name'")
     assert_one_line(octavo("jobs", "schedule", "nightly", "0 3 * * *", "no.such", *where), ERROR_OF_INPUT, "models.add")
     assert json.loads(octavo("jobs", "ls", "--json", *where).stdout)["jobs"] == []
 

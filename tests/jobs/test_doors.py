@@ -110,7 +110,8 @@ def test_rights(jobs: Jobs) -> None:
 
 
 def octavo(jobs: Jobs, *words: str) -> Result:
-    return CliRunner().invoke(commands, [*words, "--workspace", str(jobs.settings.workspace)])
+    where = ["--workspace", str(jobs.settings.workspace)]
+    return CliRunner().invoke(commands, [*words, *where], obj=lambda: ["sample_jobs"])
 
 
 def told(result: Result) -> Any:

@@ -113,6 +113,27 @@ async def test_priorities_of_one_model_do_not_starve_another(batcher):
     assert task.batches[1:] == [["a"], ["c"], ["e"], ["b"], ["d"]]
 
 
+async def test_a_model_in_other_processes_holds_up_nobody(batcher):
+    hung, task = Recorder(), Recorder()
+    hung.gate.clear()
+    apart = batcher.queue("apart", hung, BatchLimits(concurrency=2), lambda report: None, apart=True)
+    queue, _ = make_queue(batcher, task)
+    waiting = [asyncio.create_task(batcher.run(apart, [Piece(f"h{n}", object())], deadline=soon())) for n in range(3)]
+    await asyncio.sleep(0.05)
+    assert await batcher.run(queue, [Piece("quick")], deadline=soon()) == ["quick!"]
+    hung.gate.set()
+    assert await asyncio.gather(*waiting) == [["h0!"], ["h1!"], ["h2!"]]
+    threads = {thread.name for thread in threading.enumerate()}
+    assert sum(name.startswith("octavo-wait-apart") for name in threads) == 2
+    batcher.drop(apart)
+    for _ in range(100):
+        if not any(thread.name.startswith("octavo-wait-apart") for thread in threading.enumerate()):
+            break
+        await asyncio.sleep(0.02)
+    else:
+        pytest.fail("the crew of a model that left is still there")
+
+
 async def test_a_bad_request_does_not_fail_its_neighbours(batcher):
     task = Recorder()
     queue, reports = make_queue(batcher, task)

@@ -164,7 +164,6 @@ def test_an_unknown_repository(repository: Repository, hub_at: Callable[[str], N
     assert "hub id as 'owner/name'" in error.fix
 
 
-@pytest.mark.xfail(strict=True, reason="what `build` refuses is named by the temporary folder it was fetched to")
 def test_a_repository_with_only_pickled_weights(hub: Hub, repository: Repository) -> None:
     (hub.files / "model.safetensors").rename(hub.files / "pytorch_model.bin")
     error = refused(repository, Invalid)

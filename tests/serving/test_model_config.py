@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,7 @@ def test_a_full_text_of_triton_is_read() -> None:
     assert batching.default_queue_policy == QueuePolicy("DELAY", 5000, False, 16)
     assert batching.priority_queue_policy == {2: QueuePolicy(max_queue_size=4)}
     assert config.ignored == (
+        "dynamic_batching.priority_queue_policy.max_queue_size",
         "input.format",
         "instance_group.gpus",
         "instance_group.kind",
@@ -219,13 +221,13 @@ def configs(draw: st.DrawFn) -> ModelConfig:
 
 @given(configs())
 def test_render_and_parse_are_inverse(config: ModelConfig) -> None:
-    assert parse(render(config)) == config
+    assert replace(parse(render(config)), ignored=()) == config
 
 
 @given(configs())
 def test_the_bytes_of_grpc_hold_the_same(config: ModelConfig) -> None:
     message = model_config_pb2.ModelConfig.FromString(to_message(config).SerializeToString())
-    assert from_message(message, "wire") == config
+    assert replace(from_message(message, "wire"), ignored=()) == config
 
 
 @given(st.text(max_size=200))

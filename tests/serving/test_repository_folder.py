@@ -64,6 +64,15 @@ def test_links_that_leave_the_repository_are_refused(
     assert "good" in repository.names()
 
 
+def test_a_link_out_of_the_repository_hides_no_other_change(repository: Repository, root: Path, source: Path) -> None:
+    repository.publish("m", source)
+    _, before = repository.changes()
+    (root / "everything").symlink_to("/")
+    repository.publish("m", source)
+    changes, _ = repository.changes(before)
+    assert [(change.name, change.kind) for change in changes] == [("m", "changed")]
+
+
 def test_links_inside_the_repository_are_followed(repository: Repository, root: Path, source: Path) -> None:
     repository.publish("m", source)
     (root / "alias" / "1").mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -410,10 +411,30 @@ async def test_the_models_own_time_in_the_queue(tmp_path: Path, open_serving: Op
     assert sum(isinstance(outcome, DeadlineExceeded) for outcome in outcomes) >= 7
 
 
+async def test_damaged_files_are_not_ready(tmp_path: Path, open_serving: Open) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "model.onnx").write_bytes(times(1))
+    serving = await open_serving(tmp_path)
+    serving.repository.publish("m", source)
+    (tmp_path / "models/m/1/model.onnx").write_bytes(times(1)[:-4])
+    await serving.index()
+    with pytest.raises(Unavailable, match=r"model\.onnx"):
+        await ask(serving, "m")
+    assert not serving.ready("m")
+    (status,) = [one for one in await serving.index() if one.name == "m"]
+    assert status.state == "UNAVAILABLE"
+    assert "model.onnx" in status.reason
+    (tmp_path / "models/m/1/model.onnx").write_bytes(times(1))
+    os.utime(tmp_path / "models/m/1/model.onnx")
+    await until(lambda: serving.ready("m"))
+    assert (await ask(serving, "m")).version == "1"
+
+
 async def test_pins_outlive_the_server(tmp_path: Path, open_serving: Open) -> None:
     for name in ("a", "b", "c"):
         put(tmp_path / "models", name, times(1), BATCHED)
-    serving = await open_serving(tmp_path)
+    serving = await Serving.open(load_settings(tmp_path))
     await serving.pin("a")
     await serving.pin("b")
     await serving.pin("b", pinned=False)
@@ -427,11 +448,11 @@ async def test_pins_outlive_the_server(tmp_path: Path, open_serving: Open) -> No
     assert json.loads((tmp_path / "pins.json").read_text()) == []
 
 
-async def test_pins_that_cannot_be_read_are_none(tmp_path: Path, open_serving: Open) -> None:
+async def test_pins_that_cannot_be_read_are_none(tmp_path: Path) -> None:
     put(tmp_path / "models", "a", times(1), BATCHED)
     for text in ("", "{}", "[1]", '["gone"]'):
         (tmp_path / "pins.json").write_text(text)
-        serving = await open_serving(tmp_path)
+        serving = await Serving.open(load_settings(tmp_path))
         assert (await ask(serving, "a")).version == "1"
         assert not any(status.pinned for status in await serving.index())
         await serving.close()

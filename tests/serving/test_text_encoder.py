@@ -100,8 +100,11 @@ async def test_ready_tokens_equal_their_text(
     np.testing.assert_allclose(padded.outputs["embedding"], expected, atol=1e-5)
     bare = await serving.infer(InferRequest("minilm", {"input_ids": np.array(rows[:1])}))
     np.testing.assert_allclose(bare.outputs["embedding"], expected[:1], atol=1e-5)
-    nothing = await serving.infer(InferRequest("minilm", {"input_ids": ids, "attention_mask": np.zeros_like(mask)}))
-    assert np.isfinite(nothing.outputs["embedding"]).all()
+    for wrong in (np.zeros_like(mask), mask * 2, -mask):
+        with pytest.raises(Invalid, match="attention_mask"):
+            await serving.infer(InferRequest("minilm", {"input_ids": ids, "attention_mask": wrong}))
+    with pytest.raises(Invalid, match="both"):
+        await serving.infer(InferRequest("minilm", {"text": np.array([b"a"], dtype=object), "input_ids": ids}))
 
 
 IDS = np.array([[101, 102]])

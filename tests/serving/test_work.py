@@ -27,6 +27,8 @@ def test_verify_names_the_damaged_version_and_only_that(jobs, tmp_path):
     repository = Repository.open(settings.repository_url, settings)
     for name in ("whole", "damaged"):
         repository.publish(name, source, ModelConfig(backend="onnxruntime"))
+    repository.publish("whole", source)
+    repository.publish("damaged", source)  # version 1 is not served any more, but may be wanted again
     (tmp_path / "models" / "damaged" / "1" / "model.onnx").write_bytes(b"weightz")
     done = opened.wait(opened.submit("models.verify"), timeout=120)
     assert done.state == "succeeded", done.error

@@ -66,6 +66,34 @@ def test_a_wrong_value_names_its_key_and_file(tmp_path: Path, content: str, name
     assert caught.value.where == str(tmp_path / "octavo.toml")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("OCTAVO_WEB__PORT", "many", "web.port"),
+        ("OCTAVO_SERVING__FROB", "1", "unknown setting serving.frob"),
+        ("OCTAVO_SERVING__MEMORY_BUDGET", "lots", "2GiB"),
+        ("OCTAVO_WEB__ALLOWED_HOSTS", "octavo.example.org", "JSON"),
+    ],
+)
+def test_a_wrong_value_in_the_environment_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(Invalid) as caught:
+        load_settings(tmp_path)
+    assert told in caught.value.what
+    assert variable in caught.value.where
+
+
+def test_the_current_folder_is_the_workspace_when_it_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_settings().workspace != tmp_path
+    write(tmp_path, "[web]\nport = 1002\n")
+    assert (load_settings().workspace, load_settings().web.port) == (tmp_path, 1002)
+    monkeypatch.setenv("OCTAVO_WORKSPACE", str(tmp_path / "other"))
+    assert load_settings().workspace == tmp_path / "other"
+
+
 @pytest.mark.parametrize("content", [b"port = = 1", b"\xff\xfe\x00", b"[web\n"])
 def test_a_broken_file_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "octavo.toml").write_bytes(content)

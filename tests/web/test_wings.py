@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from octavo.errors import Unavailable
 from octavo.settings import load_settings
-from octavo.web import dashboard, shell, wings
+from octavo.web import dashboard, health, shell, wings
 from octavo.web.health import status_of
 from octavo.web.house import House
 
@@ -45,6 +47,16 @@ async def test_its_entry_in_the_navigation_is_greyed_and_names_the_command(house
     assert "o-nav-missing" in drawn
     assert "<code>pip install &#x27;octavo[serving]&#x27;</code>" in drawn
     assert "href" not in drawn
+
+
+def test_a_system_that_cannot_tell_its_figure_does_not_hide_the_others() -> None:
+    def fail(service: object) -> object:
+        raise Unavailable("the model repository cannot be read", "/gone", "Bring it back.")
+
+    broken = replace(wings.WINGS[0], figure=fail)  # type: ignore[arg-type]
+    entry = health._figure(broken, object())
+    assert entry["figure"] == "?"
+    assert "cannot be read" in str(entry["caption"])
 
 
 async def test_the_overview_and_the_status_name_the_command(house: House) -> None:

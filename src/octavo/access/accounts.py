@@ -69,7 +69,8 @@ class Accounts:
     """The accounts in a database. Names are lower-case letters, digits and `._@-`; a group is written `group:name`
     where a user may stand too.
 
-    Every method may raise `Invalid` (a malformed name), `NotFound` (nobody has it) or `Conflict` (taken).
+    Every method may raise `Invalid` (a malformed name), `NotFound` (nobody has it) or `Conflict` (taken, or nobody
+    would be left who is admin).
     """
 
     def __init__(self, database: Database) -> None:
@@ -90,7 +91,7 @@ class Accounts:
 
     def remove_user(self, name: str) -> None:
         """Remove a user with keys, sessions and roles."""
-        with self._change() as session:
+        with self._change_of_rights() as session:
             session.delete(_find_user(session, name))
 
     def set_password(self, name: str, password: str) -> None:
@@ -103,7 +104,7 @@ class Accounts:
 
     def set_disabled(self, name: str, disabled: bool = True) -> None:
         """Shut a user out, with all keys and sessions, or let in again."""
-        with self._change() as session:
+        with self._change_of_rights() as session:
             _find_user(session, name).disabled = disabled
 
     def list_users(self) -> list[User]:
@@ -121,7 +122,7 @@ class Accounts:
 
     def remove_group(self, name: str) -> None:
         """Remove a group with its roles; its users stay."""
-        with self._change() as session:
+        with self._change_of_rights() as session:
             session.delete(_find_group(session, name))
 
     def join(self, group: str, user: str) -> None:
@@ -133,7 +134,7 @@ class Accounts:
 
     def leave(self, group: str, user: str) -> None:
         """Take a user out of a group; one who is not in is fine."""
-        with self._change() as session:
+        with self._change_of_rights() as session:
             row, member = _find_group(session, group), _find_user(session, user)
             if member in row.users:
                 row.users.remove(member)
@@ -160,7 +161,7 @@ class Accounts:
 
     def revoke(self, holder: str, pattern: str = "*") -> None:
         """Take the role on exactly this pattern away."""
-        with self._change() as session:
+        with self._change_of_rights() as session:
             row = _find_holder(session, holder)
             found = [kept for kept in row.roles if kept.pattern == pattern]
             if not found:
@@ -209,6 +210,17 @@ class Accounts:
             yield session
         self.changed()
 
+    @contextmanager
+    def _change_of_rights(self) -> Iterator[Session]:
+        """A change that may take rights away; `Conflict` when it would leave nobody who can give them back."""
+        with self._change() as session:
+            had = _has_admin(session)
+            yield session
+            session.flush()
+            session.expire_all()
+            if had and not _has_admin(session):
+                raise Conflict("nobody would be admin any more", "admin on *", "Make another admin first.")
+
 
 @contextmanager
 def _taken(what: str) -> Iterator[None]:
@@ -251,6 +263,12 @@ def _grants(rows: list[RoleRow]) -> tuple[Grant, ...]:
 def grants_of(row: UserRow) -> tuple[Grant, ...]:
     """A user's own grants and those of the groups."""
     return _grants([*row.roles, *(role for group in row.groups for role in group.roles)])
+
+
+def _has_admin(session: Session) -> bool:
+    """Whether somebody who is not shut out is admin of everything."""
+    users = session.scalars(select(UserRow).where(UserRow.disabled.is_(False)))
+    return any(grant.role == "admin" and grant.pattern == "*" for user in users for grant in grants_of(user))
 
 
 def _user(row: UserRow) -> User:

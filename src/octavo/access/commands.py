@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from octavo.printing import print_json, print_table
 
 if TYPE_CHECKING:
     from octavo.access.service import Access
@@ -35,9 +36,9 @@ def list_all(workspace: Workspace = None, as_json: AsJson = False) -> None:
     with _access(workspace) as access:
         users, groups = access.list_users(), access.list_groups()
     if as_json:
-        _write({"users": [asdict(user) for user in users], "groups": [asdict(group) for group in groups]})
+        print_json({"users": [asdict(user) for user in users], "groups": [asdict(group) for group in groups]})
         return
-    _table(
+    print_table(
         ["user", "roles", "groups", "password", "state"],
         [
             (user.name, _roles(user.grants), ", ".join(user.groups), "yes" if user.has_password else "no",
@@ -47,7 +48,7 @@ def list_all(workspace: Workspace = None, as_json: AsJson = False) -> None:
     )  # fmt: skip
     if groups:
         rows = [(group.name, _roles(group.grants), ", ".join(group.users)) for group in groups]
-        _table(["group", "roles", "users"], rows)
+        print_table(["group", "roles", "users"], rows)
 
 
 @app.command()
@@ -163,13 +164,13 @@ def keys(
     with _access(workspace) as access:
         found = access.list_keys(name)
     if as_json:
-        _write({"keys": [asdict(key) for key in found]})
+        print_json({"keys": [asdict(key) for key in found]})
         return
     rows = [
         (key.prefix, key.owner, key.label, _day(key.created), _day(key.expires), _day(key.last_used), _day(key.revoked))
         for key in found
     ]
-    _table(["key", "owner", "label", "created", "expires", "last used", "revoked"], rows)
+    print_table(["key", "owner", "label", "created", "expires", "last used", "revoked"], rows)
 
 
 @app.command("key-add")
@@ -185,7 +186,7 @@ def key_add(
     with _access(workspace) as access:
         key = access.create_key(name, label, expires)
     if as_json:
-        _write(asdict(key))
+        print_json(asdict(key))
     else:
         typer.echo(key.secret)
         typer.echo("Keep it: it is not shown again.", err=True)
@@ -226,23 +227,9 @@ def _ask_password(from_stdin: bool) -> str:
 
 def _say(as_json: bool, body: dict[str, Any], sentence: str) -> None:
     if as_json:
-        _write(body)
+        print_json(body)
     else:
         typer.echo(sentence)
-
-
-def _write(body: dict[str, Any]) -> None:
-    typer.echo(json.dumps(body, indent=2, default=lambda value: value.isoformat()))
-
-
-def _table(titles: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*titles)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table, markup=False)
 
 
 def _roles(grants: Sequence[Any]) -> str:

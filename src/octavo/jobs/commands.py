@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from octavo.printing import print_json, print_table
+
 if TYPE_CHECKING:
     from octavo.jobs.records import Job, LogLine
     from octavo.jobs.service import Jobs
@@ -41,13 +43,13 @@ def list_all(
     with _jobs(workspace) as jobs:
         found, counts = jobs.list(state or None, limit), jobs.counts()
     if as_json:
-        _write({"jobs": [job.body() for job in found], "counts": counts})
+        print_json({"jobs": [job.body() for job in found], "counts": counts})
         return
     rows = [
         (job.id, job.kind, _state(job), f"{job.progress:.0%}", _time(job.created), _seconds(job), job.message)
         for job in found
     ]
-    _table(["job", "kind", "state", "done", "created", "took", ""], rows)
+    print_table(["job", "kind", "state", "done", "created", "took", ""], rows)
 
 
 @app.command()
@@ -56,7 +58,7 @@ def show(identity: Identity, workspace: Workspace = None, as_json: AsJson = Fals
     with _jobs(workspace) as jobs:
         job = jobs.get(identity)
     if as_json:
-        _write(job.body())
+        print_json(job.body())
         return
     facts = {"job": job.id, "kind": job.kind, "state": _state(job), "arguments": json.dumps(job.arguments)}
     facts |= {"progress": f"{job.progress:.0%} {job.message}".strip(), "attempts": str(job.attempts)}
@@ -103,7 +105,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Queue a job."""
-    with _jobs(workspace, context.obj()) as jobs:
+    with _jobs(workspace, _declared(context)) as jobs:
         job = jobs.get(jobs.submit(kind, _arguments(given), key=key, priority=priority))
     _say(as_json, job.body(), job.id)
 
@@ -135,7 +137,7 @@ def schedule(
     as_json: AsJson = False,
 ) -> None:
     """Run a job again and again, while a server runs."""
-    with _jobs(workspace, context.obj()) as jobs:
+    with _jobs(workspace, _declared(context)) as jobs:
         made = jobs.schedule(name, cron, kind, _arguments(given))
     _say(as_json, made.body(), f"{name}: next at {_time(made.next_run)}.")
 
@@ -146,10 +148,10 @@ def schedules(workspace: Workspace = None, as_json: AsJson = False) -> None:
     with _jobs(workspace) as jobs:
         found = jobs.schedules()
     if as_json:
-        _write({"schedules": [each.body() for each in found]})
+        print_json({"schedules": [each.body() for each in found]})
         return
     rows = [(each.name, each.cron, each.kind, _time(each.next_run), each.last_job or "") for each in found]
-    _table(["schedule", "cron (UTC)", "kind", "next", "last job"], rows)
+    print_table(["schedule", "cron (UTC)", "kind", "next", "last job"], rows)
 
 
 @app.command()
@@ -170,6 +172,11 @@ def _jobs(workspace: Path | None, modules: Sequence[str] = ()) -> Iterator[Jobs]
         yield jobs
     finally:
         jobs.close()
+
+
+def _declared(context: typer.Context) -> Sequence[str]:
+    """Where kinds are declared, as the command line hands it down; unknown kinds then are refused at once."""
+    return context.obj() if callable(context.obj) else ()
 
 
 def _arguments(given: list[str] | None) -> dict[str, Any]:
@@ -193,24 +200,9 @@ def _echo_line(line: LogLine, as_json: bool) -> None:
 
 def _say(as_json: bool, body: dict[str, Any], sentence: str) -> None:
     if as_json:
-        _write(body)
+        print_json(body)
     else:
         typer.echo(sentence)
-
-
-def _write(body: dict[str, Any]) -> None:
-    typer.echo(json.dumps(body, indent=2))
-
-
-def _table(titles: list[str], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*titles, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
 
 
 def _state(job: Job) -> str:

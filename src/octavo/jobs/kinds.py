@@ -113,5 +113,6 @@ def encode_arguments(arguments: Mapping[str, Any] | None) -> str:
 
 
 def _usage(kind: Kind) -> str:
-    names = [str(parameter) for parameter in list(inspect.signature(kind.function).parameters.values())[1:]]
+    parameters = list(inspect.signature(kind.function).parameters.values())[1:]
+    names = [p.name if p.default is p.empty else f"{p.name}={json.dumps(p.default)}" for p in parameters]
     return f"It takes: {', '.join(names) or 'nothing'}."

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from octavo.errors import Invalid
-from octavo.serving.printing import print_json, print_table, spinner
+from octavo.printing import print_json, print_table, spinner
 from octavo.settings import existing_workspace
 
 if TYPE_CHECKING:
@@ -18,15 +18,7 @@ if TYPE_CHECKING:
 
 _BAR = 24
 _PICTURES = (".png", ".svg", ".pdf")
-_HEADS = {
-    "tokens": "Tokens",
-    "callers": "Callers",
-    "p50": "p50 ms",
-    "p99": "p99 ms",
-    "rate": "Requests/s",
-    "cpu": "CPU-ms/request",
-    "bar": "p50",
-}
+_TITLES = ("Tokens", "Callers", "p50 ms", "p99 ms", "Requests/s", "CPU-ms/request", "p50")
 
 
 def bench(
@@ -79,19 +71,19 @@ def _print(report: BenchReport) -> None:
     typer.echo(f"cached                      {cold.cached_wall_ms:8.1f} ms  ({cold.cached_cpu_ms:.1f} CPU-ms)")
     typer.echo(f"cold / cached               {cold.cold_wall_ms / cold.cached_wall_ms:8.1f} x\n")
     slowest = max(load.p50_ms for load in report.loads)
-    rows: list[dict[str, Any]] = [
-        {
-            "tokens": load.tokens or "-",
-            "callers": load.concurrency,
-            "p50": f"{load.p50_ms:.1f}",
-            "p99": f"{load.p99_ms:.1f}",
-            "rate": f"{load.per_second:.1f}",
-            "cpu": f"{load.cpu_ms:.2f}",
-            "bar": "█" * max(1, round(_BAR * load.p50_ms / slowest)),
-        }
+    rows = [
+        (
+            str(load.tokens or "-"),
+            str(load.concurrency),
+            f"{load.p50_ms:.1f}",
+            f"{load.p99_ms:.1f}",
+            f"{load.per_second:.1f}",
+            f"{load.cpu_ms:.2f}",
+            "█" * max(1, round(_BAR * load.p50_ms / slowest)),
+        )
         for load in report.loads
     ]
-    print_table(rows, _HEADS)
+    print_table(_TITLES, rows)
     cut = {load.tokens for load in report.loads if load.read < load.tokens}
     if cut:
         most = max(load.read for load in report.loads)

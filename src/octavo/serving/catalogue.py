@@ -9,9 +9,10 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, Unavailable
 from octavo.serving.repository import Change, ModelVersion, Repository
 
 log = logging.getLogger("octavo.serving")
@@ -83,15 +84,18 @@ class Catalogue:
 
     async def watch(self, every: float, changed: Callable[[Change], None]) -> None:
         """Tell of every change of the repository, looking each `every` seconds, until cancelled."""
-        snapshot = None
+        snapshot, said = None, ""
         while True:
             try:
                 first = snapshot is None
                 changes, snapshot = await asyncio.to_thread(self._repository.changes, snapshot)
                 if first:  # what was looked up before this first look may have changed in between
                     changes = [Change(name, "changed") for name in {name for name, _ in self._versions}]
+                said = ""
             except (OctavoError, OSError) as error:
-                log.warning("the repository cannot be read; models in memory go on answering: %s", error)
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("the repository cannot be read; models in memory go on answering: %s", error)
                 changes = []
             for change in changes:
                 log.debug("model %s %s", change.name, change.kind)
@@ -100,10 +104,29 @@ class Catalogue:
 
     async def _resolve(self, name: str, version: str) -> ModelVersion:
         before = self._changes[name]
-        found = await asyncio.to_thread(self._repository.resolve, name, version)
+        try:
+            found = await asyncio.to_thread(self._repository.resolve, name, version)
+        except Unavailable as error:
+            if self._changes[name] == before:
+                await self._note(name, version, str(error))
+            raise
         if self._changes[name] == before:
             self._versions[name, version] = found
         return found
+
+    async def _note(self, name: str, version: str, reason: str) -> None:
+        """Have the listing tell why a version could not be read: its files were damaged, mostly."""
+        with suppress(OctavoError):  # without a version to blame there is nothing to note
+            number = await asyncio.to_thread(self._repository.choose, name, version)
+            await self.listings()
+            listing = self._listings.get(name)
+            if listing is not None and not listing.error:
+                self._listings[name] = replace(listing, lacks={**listing.lacks, number: reason})
+
+    def lack(self, name: str, version: str) -> str:
+        """Why a version is known not to be whole; empty when nothing is known."""
+        listing = self._listings.get(name)
+        return (listing.lacks.get(version, "") if listing.lacks else listing.error) if listing else ""
 
     def _resolved(self, key: tuple[str, str], done: asyncio.Task[ModelVersion]) -> None:
         if self._resolving.get(key) is done:

@@ -71,8 +71,8 @@ class Client:
 
     def embed(self, texts: Sequence[str], model: str) -> NDArray[np.float32]:
         """One vector per text: float32 [texts, dimensions]."""
-        if isinstance(texts, str):
-            raise Invalid("`texts` is one string", "embed", "Pass a list of strings.")
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise Invalid("`texts` is not a list of strings", "embed", "Pass one string per text.")
         array = np.empty((len(texts), 1), dtype=np.object_)
         array[:, 0] = [text.encode() for text in texts]
         return self.infer(model, {"text": array}, outputs=["embedding"])["embedding"].astype(np.float32, copy=False)
@@ -202,6 +202,8 @@ def _encode(
     pieces = []
     for name, given in inputs.items():
         array = np.asarray(given)
+        if array.dtype == object and not all(isinstance(item, bytes | str) for item in array.ravel()):
+            raise Invalid(f"input {name!r} holds neither numbers nor texts", "infer", "Pass an array of one kind.")
         raw = encode_raw(array)
         pieces.append(raw)
         tensor = {"name": name, "datatype": datatype_of(array), "shape": array.shape}

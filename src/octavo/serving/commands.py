@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
+from octavo.printing import print_json, print_table, spinner
 from octavo.running import find_running
 from octavo.serving.bench_command import bench
-from octavo.serving.printing import print_json, print_table, spinner
 from octavo.settings import existing_workspace
 
 if TYPE_CHECKING:
@@ -46,17 +46,19 @@ def list_models(workspace: Workspace = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
         return
-    for row in rows:
-        if row.get("resident"):
-            row["memory"] = f"{row['resident_bytes'] / 2**20:.1f}"
-        row |= {mark: "yes" if row.get(mark) else "" for mark in ("default", "pinned")}
-        row["shown"] = row.get("reason") or ("in memory" if row.get("resident") else row.get("state", "").lower())
     if not rows:
         typer.echo("there are no models; add one: octavo models add minilm")
         return
-    heads = {"name": "Model", "version": "Version", "default": "Default", "shown": "State", "memory": "MiB"}
-    heads["pinned"] = "Pinned"
-    print_table(rows, heads)
+    titles = ["Model", "Version", "Default", "State", "MiB", "Pinned"]
+    print_table(titles, [_cells(row) for row in rows])
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    resident = row.get("resident")
+    state = row.get("reason") or ("in memory" if resident else str(row.get("state", "")).lower())
+    memory = f"{row['resident_bytes'] / 2**20:.1f}" if resident else ""
+    default, pinned = ("yes" if row.get(mark) else "" for mark in ("default", "pinned"))
+    return row["name"], row["version"], default, state, memory, pinned
 
 
 @app.command()
@@ -69,7 +71,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Build an embedding model and publish it in the repository."""
-    from octavo.serving.minilm import add_embedding_model
+    from octavo.serving.minilm import add_embedding_model, checkpoint
     from octavo.serving.onnx_runtime import OnnxRuntimeBackend
     from octavo.serving.repository import Repository
 
@@ -82,17 +84,18 @@ def add(
         precision, [(base, "fp32"), (f"{base}-int8", "int8")]
     )
     added: list[dict[str, str]] = []
-    for model, kind in wanted:
-        try:
-            with spinner(f"building {model} ({kind})", quiet=as_json):
-                version = add_embedding_model(repository, model, source, precision=kind, max_tokens=max_tokens)
+    with spinner(f"fetching {source}", quiet=as_json) as tell, checkpoint(source) as folder:
+        for model, kind in wanted:
+            tell(f"building {model} ({kind})")
+            try:
+                version = add_embedding_model(repository, model, folder, precision=kind, max_tokens=max_tokens)
                 OnnxRuntimeBackend(settings).prepare(repository.resolve(model, version))
-        except Invalid as error:
-            if not added:
-                raise
-            typer.echo(f"no {kind} form: {error}", err=True)  # both were asked for by default, and one is there
-            continue
-        added.append({"name": model, "version": version, "precision": kind})
+            except Invalid as error:
+                if not added:
+                    raise
+                typer.echo(f"no {kind} form: {error}", err=True)  # both were asked for by default, and one is there
+                continue
+            added.append({"name": model, "version": version, "precision": kind})
     if as_json:
         print_json(added)
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SMAPS_CHUNK = 2**16
@@ -76,7 +76,7 @@ def _kilobytes(mapping: bytes, name: bytes) -> int:
 def available_bytes() -> int:
     """Memory this process may use, bytes: the machine's, or the cgroup's limit where that is lower."""
     total = os.sysconf("SC_PHYS_PAGES") * _PAGE
-    for name in _CGROUP_LIMITS:
+    for name in (*_CGROUP_LIMITS, *_own_cgroup_limits()):
         try:
             text = Path(name).read_text().strip()
         except OSError:
@@ -84,6 +84,16 @@ def available_bytes() -> int:
         if text.isdigit():
             total = min(total, int(text))
     return total
+
+
+def _own_cgroup_limits() -> list[str]:
+    """Where this process's own cgroup (version 2) and those above it have their limits."""
+    try:
+        line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return []
+    own = PurePosixPath(line.removeprefix("0::"))
+    return [f"/sys/fs/cgroup{group}/memory.max" for group in (own, *own.parents) if group.name]
 
 
 def _load_libc() -> ctypes.CDLL | None:

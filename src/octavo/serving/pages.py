@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from html import escape
@@ -35,8 +36,9 @@ _ACTIONS = """
 """
 _VERSION = """
 <q-td :props="props">
-  <q-select v-if="props.row.versions.length > 1" dense borderless options-dense :options="[...props.row.versions, 'newest']"
-    :model-value="props.row.version" :aria-label="'Version of ' + props.row.name"
+  <q-select v-if="props.row.versions.length > 1" dense borderless options-dense
+    :options="[...props.row.versions, 'newest']" :model-value="props.row.version"
+    :aria-label="'Version of ' + props.row.name"
     @update:model-value="(to) => $parent.$emit('version', {name: props.row.name, version: to})"/>
   <span v-else>{{ props.row.version }}</span>
 </q-td>
@@ -99,7 +101,7 @@ class _Page:
         table.add_slot("body-cell-state", _STATE)
         table.on("load", self._handler(lambda row: self._service.load(row["name"]), "is in memory"))
         table.on("unload", self._handler(lambda row: self._service.unload(row["name"]), "has left memory"))
-        table.on("pin", self._handler(lambda row: self._service.pin(row["name"], not row["pinned"]), "done"))
+        table.on("pin", self._handler(self._pin, "its pin was changed"))
         table.on("version", self._handler(self._use_version, "answers with another version"))
         return table
 
@@ -130,6 +132,9 @@ class _Page:
             await self._refresh()
 
         return handle
+
+    async def _pin(self, row: dict[str, Any]) -> None:
+        await self._service.pin(row["name"], not row["pinned"])
 
     async def _use_version(self, row: dict[str, Any]) -> None:
         await self._service.use_version(row["name"], row["version"])
@@ -192,8 +197,8 @@ class _Page:
             series["data"].append(_milliseconds(value))
             del series["data"][:-_CHART_POINTS]
         points = len(self._chart.options["series"][0]["data"])
-        ago = [f"-{(points - 1 - at) * _REFRESH_SECONDS:.0f} s" for at in range(points)]
-        self._chart.options["xAxis"]["data"] = ago
+        ago = [f"-{(points - 1 - at) * _REFRESH_SECONDS:.0f} s" for at in range(points - 1)]
+        self._chart.options["xAxis"]["data"] = [*ago, "now"]
         self._chart.update()
 
 
@@ -228,11 +233,16 @@ def _draw_figures(snapshot: ResidencySnapshot, p50: float, p99: float) -> str:
 def _draw_budget(snapshot: ResidencySnapshot) -> str:
     """The budget as one bar: weights shared by several models, each model's own, and the rest that is held."""
     budget = max(1, snapshot.budget_bytes)
-    shared = sum(snapshot.shared.values())
-    own = sorted(snapshot.models, key=lambda model: -model.bytes)
-    rest = max(0, snapshot.charged_bytes - shared - sum(model.bytes for model in own))
-    parts = [("shared weights", shared, "o-part-1")]
-    parts += [(model.name, model.bytes, "o-part-2" if at % 2 else "o-part-3") for at, model in enumerate(own)]
+    holders = Counter(model.share_key for model in snapshot.models)
+    shared = sum(size for key, size in snapshot.shared.items() if holders[key] != 1)
+    alone = {
+        model.name: model.bytes + (snapshot.shared.get(model.share_key, 0) if holders[model.share_key] == 1 else 0)
+        for model in snapshot.models
+    }
+    own = sorted(alone.items(), key=lambda item: -item[1])
+    rest = max(0, snapshot.charged_bytes - shared - sum(alone.values()))
+    parts = [("weights shared by copies", shared, "o-part-1")]
+    parts += [(name, size, "o-part-2" if at % 2 else "o-part-3") for at, (name, size) in enumerate(own)]
     parts.append(("running batches and other", rest, "o-part-4"))
     segments = "".join(
         f'<i class="{kind}" style="width:{size / budget:.3%}" title="{escape(name)}: {size / 2**20:.1f} MiB"></i>'
@@ -247,8 +257,8 @@ def _draw_budget(snapshot: ResidencySnapshot) -> str:
     held, whole = snapshot.charged_bytes / 2**20, budget / 2**20
     return (
         f'<div class="o-card"><div class="o-row"><strong>{held:,.0f} MiB</strong>'
-        f'<span class="o-quiet">of {whole:,.0f} MiB, measured; models in memory: {len(own)}; '
-        f"{shared / 2**20:,.0f} MiB of weights shared</span></div>"
+        f'<span class="o-quiet">of {whole:,.0f} MiB, measured; models in memory: {len(snapshot.models)}'
+        f"{f'; {shared / 2**20:,.0f} MiB of weights shared' if shared else ''}</span></div>"
         f'<div class="o-bar" role="img" aria-label="{held:,.0f} of {whole:,.0f} MiB held">{segments}</div>'
         f"{legend}</div>"
     )
@@ -258,14 +268,21 @@ def _chart_options() -> dict[str, Any]:
     def line(name: str, colour: str) -> dict[str, Any]:
         return {"name": name, "type": "line", "showSymbol": False, "data": [], "color": colour}
 
+    ink, thin = {"color": "#8b93a1"}, {"color": "#8883"}
     return {
         "grid": {"left": 48, "right": 16, "top": 32, "bottom": 24},
-        "legend": {"right": 8, "top": 0, "textStyle": {"color": "#888"}},
+        "legend": {"right": 8, "top": 0, "icon": "roundRect", "itemWidth": 10, "itemHeight": 10, "textStyle": ink},
         "tooltip": {"trigger": "axis"},
         "animation": False,
-        "xAxis": {"type": "category", "data": [], "axisLabel": {"color": "#888"}, "axisTick": {"show": False}},
-        "yAxis": {"type": "value", "name": "ms", "splitLine": {"lineStyle": {"color": "#8883"}}},
-        "series": [line("p50", "#3257c8"), line("p99", "#c87f32")],
+        "xAxis": {"type": "category", "data": [], "axisLabel": ink, "axisTick": {"show": False}, "boundaryGap": False},
+        "yAxis": {
+            "type": "value",
+            "name": "ms",
+            "axisLabel": ink,
+            "nameTextStyle": ink,
+            "splitLine": {"lineStyle": thin},
+        },
+        "series": [line("p50", "#5b7fe0"), line("p99", "#c87f32")],
     }
 
 

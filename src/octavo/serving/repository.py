@@ -179,7 +179,9 @@ class Repository:
             Unavailable: not whole, or a file was changed since it was published; names it.
         """
         files = self._store.files(name)
-        number = self._choose(name, version, files)
+        return self._read(name, self._choose(name, version, files), files)
+
+    def _read(self, name: str, number: str, files: Files) -> ModelVersion:
         config = self._reader.version_config(name, number, files)
         own = version_files(files, number)
         key = (own, files.get(f"{number}/{MANIFEST}"), config)
@@ -196,7 +198,7 @@ class Repository:
         return found
 
     def verify(self, name: str, version: str = "") -> None:
-        """Read every file of a version again and compare it with its manifest.
+        """Read every file of a version, served or not, again and compare it with its manifest.
 
         Raises:
             Unavailable: a file differs; names it.
@@ -204,8 +206,9 @@ class Repository:
         """
         from octavo.serving.digest import hash_file
 
-        found = self.resolve(name, version)
         files = self._store.files(name)
+        own = is_version(version) and int(version) in version_numbers(files)
+        found = self._read(name, version if own else self._choose(name, version, files), files)
         manifest = self._reader.manifest(name, found.version, files)
         if manifest is None:
             raise NotFound("the version has no manifest", f"{name}/{found.version}", "Publish it to get one.")

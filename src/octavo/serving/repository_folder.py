@@ -46,6 +46,8 @@ class FolderStore:
         """See `ModelStore.scan`; links that leave the folder are left out."""
         models = {}
         for name in self._folders():
+            if not _inside(self._root / name, self._root):
+                continue
             files = list_files(self._root / name, self._root, links="skip")
             if is_model(files):
                 models[name] = files
@@ -237,7 +239,7 @@ def _stamp(state: os.stat_result) -> Stamp:
 def _list_into(found: dict[str, Stamp], folder: Path, prefix: str, root: Path, links: str) -> None:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except FileNotFoundError:  # removed while we look
+    except (FileNotFoundError, PermissionError):  # removed while we look, or not ours to read
         return
     if not entries and prefix:
         found[prefix] = Stamp(0, "folder")

@@ -112,6 +112,11 @@ class Residency:
         """A model that is in memory or on its way."""
         return self._residents.get(f"{name}/{version}")
 
+    def part_of(self, resident: Resident) -> int:
+        """What a model holds, bytes: its own, and its part of the weights it shares."""
+        sharers = sum(other.share_key == resident.share_key for other in self._residents.values())
+        return self.charges.of(resident.key) + self.charges.shared(resident.share_key) // max(1, sharers)
+
     async def lease(self, version: ModelVersion, deadline: float) -> Resident:
         """Get a model that will stay until `release`; loads it when it is not there.
 
@@ -242,7 +247,7 @@ class Residency:
                 resident.model, cpu = await asyncio.shield(load)
         except TimeoutError:
             load.add_done_callback(_close_late)
-            raise OctavoError(
+            raise DeadlineExceeded(
                 f"loading took over {self._settings.load_timeout:g} s", resident.key, "Raise serving.load_timeout."
             ) from None
         finally:
@@ -447,5 +452,5 @@ def _too_large(key: str, size: int, budget: int) -> OutOfMemory:
     return OutOfMemory(
         f"the model takes {size / 2**20:.0f} MiB, the budget is {budget / 2**20:.0f} MiB",
         key,
-        "Raise serving.memory_budget, or publish a smaller form (int8).",
+        "Raise serving.memory_budget, or publish a smaller model.",
     )

@@ -32,7 +32,7 @@ def openapi_paths() -> dict[str, Any]:
     """The path items (OpenAPI 3.1) of all routes; bare routes do not describe themselves."""
     paths: dict[str, Any] = {}
     for protocol in PROTOCOLS:
-        for operation in protocol.operations:
+        for operation in (one for one in protocol.operations if one.described):
             paths.setdefault(operation.path, {})[operation.method.lower()] = _describe(protocol, operation)
     return paths
 

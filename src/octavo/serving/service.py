@@ -136,7 +136,12 @@ class Serving:
 
         Pins outlive the server: they are loaded again at its next start.
         """
-        names = await self._with_steps(name) if pinned or name not in self._residency.pinned else [name]
+        try:
+            names = await self._with_steps(name)
+        except NotFound:
+            if pinned or name not in self._residency.pinned:
+                raise
+            names = [name]  # the model has gone; its pin may go too
         if pinned:
             await self.load(name)
         self._residency.pinned = self._residency.pinned | set(names) if pinned else self._residency.pinned - set(names)
@@ -204,7 +209,7 @@ class Serving:
             number = known.version if known else self.repository.choose(name, version)
         except OctavoError:
             return False
-        return not self._residency.failures.reason(name, number)
+        return not (self._residency.failures.reason(name, number) or self._catalogue.lack(name, number))
 
     async def index(self) -> list[ModelStatus]:
         """Every version of every model of the repository, with the reason where it is not served."""
@@ -342,13 +347,13 @@ class Serving:
         name = listing.name
         if listing.error:
             return [ModelStatus(name, "", "UNAVAILABLE", listing.error, False, 0, False, False)]
-        statuses = []
+        statuses: list[ModelStatus] = []
         pinned = name in self._residency.pinned
         for version, lack in listing.lacks.items():
             resident = self._residency.find(name, version)
             reason = lack or self._residency.failures.reason(name, version)
             state = resident.state if resident else ("UNAVAILABLE" if reason else READY)
-            held = self._residency.charges.of(resident.key) if resident else 0
+            held = self._residency.part_of(resident) if resident else 0
             in_memory = resident is not None and resident.state != LOADING
             default = version == listing.default
             statuses.append(ModelStatus(name, version, state, reason, in_memory, held, pinned, default))

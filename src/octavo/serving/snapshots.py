@@ -12,6 +12,7 @@ class ModelStatus:
     """One line of the repository index.
 
     `state` is READY, LOADING, UNLOADING or UNAVAILABLE; READY means it answers, from memory or by loading first.
+    `resident_bytes` is what it is charged alone and its part of the weights it shares with others.
     """
 
     name: str

@@ -108,6 +108,8 @@ class TextEmbeddingTask:
         for name in request.outputs:
             if name != "embedding":
                 raise Invalid(f"unknown output {name!r}", self._name, "It gives 'embedding'.")
+        if "text" in request.inputs and len(request.inputs) > 1:
+            raise Invalid("both 'text' and tokens were sent", self._name, "Send one of the two.")
         if "text" in request.inputs:
             rows = self._tokenise(_texts(request.inputs["text"], self._name))
         else:
@@ -172,8 +174,10 @@ class TextEmbeddingTask:
             raise Invalid("'input_ids' must be INT64 of shape [n, tokens]", self._name)
         if mask is not None and mask.shape != ids.shape:
             raise Invalid("'attention_mask' and 'input_ids' have different shapes", self._name)
-        if mask is not None and mask.dtype != np.int64:
-            raise Invalid("'attention_mask' must be INT64", self._name)
+        if mask is not None and (mask.dtype != np.int64 or ((mask != 0) & (mask != 1)).any()):
+            raise Invalid("'attention_mask' must be INT64, each 0 or 1", self._name)
+        if mask is not None and not mask.any(axis=1).all():
+            raise Invalid("'attention_mask' leaves a row without tokens", self._name, "Keep at least one.")
         if ids.shape[1] == 0 or ids.shape[1] > self._max_tokens:
             raise Invalid(
                 f"'input_ids' has {ids.shape[1]} tokens per row", self._name, f"Send 1 to {self._max_tokens}."
@@ -185,7 +189,7 @@ class TextEmbeddingTask:
             )
         if mask is None:
             return list(ids)
-        return [row[kept.astype(bool)] if kept.any() else row[:1] for row, kept in zip(ids, mask, strict=True)]
+        return [row[kept.astype(bool)] for row, kept in zip(ids, mask, strict=True)]
 
 
 def _check_encoder(config: ModelConfig, runner: Runner) -> None:

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ BUDGET = 96 * 2**20
 REQUESTS = 600
 CALLERS = 8
 SETTLE_LOOKS = 10
+_INK = "#010203"  # stands for the page's own text colour, light or dark
+_INKED: Final = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 
 TEXTS = [
     "Where is my order?",
@@ -136,7 +138,7 @@ def _visit_customers(client: Client, chapter: Chapter, expected: NDArray[np.floa
         f"{after['charged_bytes'] / 2**20:.0f} of {BUDGET // 2**20} MiB",
         f"{len(resident)} models in memory, measured",
     )
-    chapter.pictures.append(Picture(_draw_budget(after), "The memory budget: weights shared by all copies, then each."))
+    chapter.pictures.append(Picture(_draw_budget(after), "The memory budget and what it holds now."))
     chapter.pictures.append(Picture(_draw_latencies(latencies), "Latency of every request, cold starts included."))
 
 
@@ -155,7 +157,7 @@ def _draw_likeness(likeness: NDArray[np.float32]) -> str:
     axes = figure.subplots()
     axes.imshow(likeness, cmap="Blues", vmin=0, vmax=1)
     for (row, column), value in np.ndenumerate(likeness):
-        colour = "white" if value > 0.6 else "#333"
+        colour = "white" if value > 0.6 else "#333333"
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_yticks(range(len(TEXTS)), TEXTS, fontsize=8)
     axes.set_xticks([])
@@ -165,18 +167,20 @@ def _draw_likeness(likeness: NDArray[np.float32]) -> str:
 
 
 def _draw_budget(residency: dict[str, Any]) -> str:
-    figure = _figure(6.4, 1.2)
+    figure = _figure(6.4, 1.5)
     axes = figure.subplots()
-    left = 0.0
+    budget, held = (residency[key] / 2**20 for key in ("budget_bytes", "charged_bytes"))
     shared = sum(residency["shared"].values()) / 2**20
-    axes.barh(0, shared, left=left, color="#1f4e79")
-    left += shared
-    for at, model in enumerate(sorted(residency["models"], key=lambda model: -model["bytes"])):
-        width = model["bytes"] / 2**20
-        axes.barh(0, width, left=left, color="#5b9bd5" if at % 2 else "#8ab8e0")
+    own = sum(model["bytes"] for model in residency["models"]) / 2**20
+    parts = [("weights, shared", shared, "#2f6db3"), ("each model alone", own, "#8ab8e0")]
+    parts.append(("batches and other", max(0.0, held - shared - own), "#b9a3d6"))
+    left = 0.0
+    for label, width, colour in parts:
+        axes.barh(0, width, left=left, color=colour, label=label)
         left += width
-    axes.axvline(residency["budget_bytes"] / 2**20, color="#c0392b", linewidth=1.5)
-    axes.set(yticks=[], xlabel="MiB", xlim=(0, residency["budget_bytes"] / 2**20 * 1.05))
+    axes.axvline(budget, color="#c0392b", linewidth=1.5, label="budget")
+    axes.set(yticks=[], xlabel="MiB", xlim=(0, budget * 1.05))
+    axes.legend(frameon=False, ncols=4, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), handlelength=1)
     axes.spines[["top", "right", "left"]].set_visible(False)
     return _svg(figure)
 
@@ -191,13 +195,16 @@ def _draw_latencies(latencies: NDArray[np.float64]) -> str:
 
 
 def _figure(width: float, height: float) -> Figure:
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
+    for part in _INKED:
+        rcParams[part] = _INK
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _svg(figure: Figure) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True)
-    text = out.getvalue()
+    text = out.getvalue().replace(_INK, "currentColor")
     return text[text.index("<svg") :]

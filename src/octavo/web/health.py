@@ -17,7 +17,7 @@ from octavo.access import require
 from octavo.errors import OctavoError, Unavailable
 from octavo.telemetry import exposition
 from octavo.web.house import House, memory_bytes
-from octavo.web.wings import wings
+from octavo.web.wings import Wing, wings
 
 _PROBE_SECONDS = 3.0
 
@@ -59,8 +59,7 @@ def status_of(house: House) -> dict[str, object]:
     for wing in wings():
         entry: dict[str, object] = {"name": wing.name, "title": wing.title, "installed": wing.installed}
         if wing.name in house.services:
-            figure = wing.figure(house.services[wing.name])
-            entry |= {"figure": figure.value, "caption": figure.caption}
+            entry |= _figure(wing, house.services[wing.name])
         else:
             entry |= {"command": wing.command}
         figures.append(entry)
@@ -73,6 +72,15 @@ def status_of(house: House) -> dict[str, object]:
         "jobs": _jobs_running(house),
         "wings": figures,
     }
+
+
+def _figure(wing: Wing, service: object) -> dict[str, object]:
+    """A wing's figure, or what keeps it from telling one."""
+    try:
+        figure = wing.figure(service)
+    except OctavoError as error:
+        return {"figure": "?", "caption": str(error)}
+    return {"figure": figure.value, "caption": figure.caption}
 
 
 def _jobs_running(house: House) -> int:

@@ -93,6 +93,6 @@ def _page(request: Request, onward: str, error: OctavoError | None = None) -> st
         '<label>Password<input name="password" type="password" autocomplete="current-password"></label>'
         '<button class="o-button o-button-quiet" type="submit">Sign in</button></form>'
         '<p class="o-quiet o-small">The first start of a workspace prints a token. More are made with '
-        "<code>octavo users key</code>.</p>"
+        "<code>octavo users key-add NAME</code>.</p>"
     )
     return plain_page(request.scope, "Sign in", body)

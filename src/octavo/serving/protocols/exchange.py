@@ -137,6 +137,7 @@ class Operation:
         handle: does it.
         takes: media types of the body; empty when it takes none.
         gives: media types of the answer.
+        described: whether the API's description lists it; what is only refused is not.
     """
 
     method: str
@@ -145,6 +146,7 @@ class Operation:
     summary: str
     takes: tuple[str, ...] = ()
     gives: tuple[str, ...] = ("application/json",)
+    described: bool = True
 
 
 class Protocol(NamedTuple):

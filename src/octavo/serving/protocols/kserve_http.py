@@ -231,9 +231,13 @@ PROTOCOL = Protocol(
         Operation("POST", "/v2/repository/index", index, "The models of the repository", ("application/json",)),
         Operation("POST", "/v2/repository/models/{model}/load", load, "Bring a model in", ("application/json",)),
         Operation("POST", "/v2/repository/models/{model}/unload", unload, "Send a model out", ("application/json",)),
-        *(Operation(method, path, no_shared_memory, "Refused") for method in ("GET", "POST") for path in _REFUSED),
         *(
-            Operation(method, path, not_here, "Not offered")
+            Operation(method, path, no_shared_memory, "Refused", described=False)
+            for method in ("GET", "POST")
+            for path in _REFUSED
+        ),
+        *(
+            Operation(method, path, not_here, "Not offered", described=False)
             for method in ("GET", "POST")
             for path in ("/v2/logging", "/v2/trace/setting", "/v2/models/{model}/trace/setting")
         ),
