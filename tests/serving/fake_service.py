@@ -17,7 +17,7 @@ from octavo.access import ANONYMOUS, Grant, Principal
 from octavo.errors import Busy, Conflict, DeadlineExceeded, NotFound, OctavoError, OutOfMemory, Unavailable
 from octavo.serving.inference import InferAnswer, InferRequest, ModelMetadata
 from octavo.serving.model_config import ModelConfig
-from octavo.serving.residency import Counters
+from octavo.serving.resident import Counters
 from octavo.serving.routes import routes
 from octavo.serving.snapshots import ModelStatus, ResidencySnapshot, ResidentModel
 from octavo.serving.statistics import ModelStatistics

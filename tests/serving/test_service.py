@@ -15,7 +15,7 @@ import pytest
 
 from octavo.errors import Busy, DeadlineExceeded, Invalid, NotFound, OctavoError, Unavailable
 from octavo.serving.inference import InferAnswer, InferRequest
-from octavo.serving.residency import READY
+from octavo.serving.resident import READY
 from octavo.serving.service import Serving
 from octavo.settings import load_settings
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.errors import DeadlineExceeded, NotFound, OctavoError, OutOfMemory, Unavailable
@@ -22,46 +21,15 @@ from octavo.serving.failures import Failures
 from octavo.serving.loading import LoadedModel, Loader
 from octavo.serving.memory import give_back_freed
 from octavo.serving.repository import ModelVersion
+from octavo.serving.resident import LOADING, READY, UNLOADING, Counters, Resident
 from octavo.settings import ServingSettings
 
 log = logging.getLogger("octavo.serving.residency")
 
-LOADING, READY, UNLOADING = "LOADING", "READY", "UNLOADING"
 _GRACE = 0.05
 _UPGRADE_DELAY = 0.1
 _MEASURE_DELAY = 0.5
 _MEASURE_PAUSE = 10.0  # times what the last look took, so that looking costs a tenth of one core at the most
-
-
-@dataclass(slots=True, eq=False)
-class Resident:
-    """A model that is in memory, on its way in, or on its way out."""
-
-    version: ModelVersion
-    share_key: str = ""
-    state: str = LOADING
-    model: LoadedModel | None = None
-    loading: asyncio.Task[None] | None = None
-    in_flight: int = 0
-    last_used: float = field(default_factory=time.monotonic)
-    load_cpu: float = 0.0
-    tier: str = ""
-    upgrade: asyncio.Task[None] | None = None
-
-    @property
-    def key(self) -> str:
-        """Name and version, as the charges and the policy know it."""
-        return self.version.key
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since the server started."""
-
-    hits: int = 0
-    colds: int = 0
-    evictions: int = 0
-    failed_loads: int = 0
 
 
 class Residency:

@@ -31,7 +31,8 @@ from octavo.serving.memory import available_bytes
 from octavo.serving.metrics import ServingCollector
 from octavo.serving.pins import PIN_FILE, read_pins, write_pins
 from octavo.serving.repository import Change, ModelVersion, Repository
-from octavo.serving.residency import LOADING, READY, Residency, Resident
+from octavo.serving.residency import Residency
+from octavo.serving.resident import LOADING, READY, Resident
 from octavo.serving.snapshots import ModelStatus, ResidencySnapshot, ResidentModel
 from octavo.serving.statistics import ModelStatistics
 from octavo.serving.tensors import Tensors

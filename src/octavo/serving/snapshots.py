@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.serving.residency import Counters
+from octavo.serving.resident import Counters
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,43 @@
+"""A model in memory, on its way in or on its way out; and what happened to all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from octavo.serving.loading import LoadedModel
+from octavo.serving.repository import ModelVersion
+
+LOADING, READY, UNLOADING = "LOADING", "READY", "UNLOADING"
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """A model that is in memory, on its way in, or on its way out."""
+
+    version: ModelVersion
+    share_key: str = ""
+    state: str = LOADING
+    model: LoadedModel | None = None
+    loading: asyncio.Task[None] | None = None
+    in_flight: int = 0
+    last_used: float = field(default_factory=time.monotonic)
+    load_cpu: float = 0.0
+    tier: str = ""
+    upgrade: asyncio.Task[None] | None = None
+
+    @property
+    def key(self) -> str:
+        """Name and version, as the charges and the policy know it."""
+        return self.version.key
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the server started."""
+
+    hits: int = 0
+    colds: int = 0
+    evictions: int = 0
+    failed_loads: int = 0
