@@ -16,6 +16,14 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, default=datetime.isoformat))
 
 
+def say(as_json: bool, facts: Any, sentence: str) -> None:
+    """What a command did: a sentence, or with `--json` the facts of it."""
+    if as_json:
+        print_json(facts)
+    else:
+        typer.echo(sentence)
+
+
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output. Columns that no row fills are left out; the first is never cut: it is a name.
 

@@ -6,6 +6,7 @@ environment. `docs/settings.md` is generated from these classes.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tomllib
@@ -20,6 +21,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from octavo.errors import Invalid, NotFound
 
 CONFIG_FILE = "octavo.toml"
+
+log = logging.getLogger("octavo.settings")
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -178,21 +181,27 @@ def load_settings(workspace: Path | str | None = None, **flags: Any) -> Settings
     Raises:
         Invalid: a value of the wrong type or an unknown key; names the key and its source file.
     """
-    here = Path.cwd() if Path(CONFIG_FILE).is_file() else user_data_path("octavo")
-    folder = Path(workspace or os.environ.get("OCTAVO_WORKSPACE") or here).expanduser().absolute()
+    named = workspace or os.environ.get("OCTAVO_WORKSPACE")
+    folder = Path(named or _unnamed_workspace()).expanduser().absolute()
     file = folder / CONFIG_FILE
     values = _read_file(file)
     try:
         base = Settings(**(values | {"workspace": folder}))
+        if base.serving.allow_code and not named and "OCTAVO_SERVING__ALLOW_CODE" not in os.environ:
+            log.warning("serving.allow_code counts only in a workspace that is named: --workspace %s", folder)
+            base.serving.allow_code = False
         if not flags:
             return base.model_copy(update={"workspace": folder})
         return _apply(base, flags | {"workspace": folder})
     except ValidationError as error:
         raise _readable(error, file) from None
     except SettingsError as error:
-        variables = sorted(name for name in os.environ if name.startswith("OCTAVO_") and "__" in name)
-        what = f"a list in the environment is not JSON: {error.__cause__ or error}"
-        raise Invalid(what, ", ".join(variables), """Write it as '["octavo.example.org"]'.""") from None
+        raise _unreadable(error) from None
+
+
+def _unnamed_workspace() -> Path:
+    """The current folder when it is a workspace, else the user's data folder."""
+    return Path.cwd() if os.path.isfile(CONFIG_FILE) else user_data_path("octavo")  # noqa: PTH113 (it may raise)
 
 
 def existing_workspace(workspace: Path | str | None = None) -> Settings:
@@ -242,6 +251,15 @@ def _readable(error: ValidationError, file: Path) -> Invalid:
     what = f"unknown setting {key}" if first["type"] == "extra_forbidden" else f"setting {key}: {_sentence(first)}"
     where = variable if variable in os.environ else str(file)
     return Invalid(what, where, "Correct it there; docs/settings.md lists all.")
+
+
+def _unreadable(error: SettingsError) -> Invalid:
+    """A variable that should hold a list or an object, and does not hold it as JSON."""
+    field = re.search(r'field "(\w+)"', str(error))
+    prefix = f"OCTAVO_{field[1].upper()}" if field else "OCTAVO_"
+    variables = ", ".join(sorted(name for name in os.environ if name.startswith(prefix)))
+    reason = error.__cause__ or error
+    return Invalid(f"a list in the environment is not JSON: {reason}", variables, 'Write it as ["octavo.example.org"].')
 
 
 def _sentence(problem: ErrorDetails) -> str:

@@ -78,6 +78,7 @@ def test_the_last_admin_stays(access: Access) -> None:
         lambda: access.remove_user("ann"),
         lambda: access.set_disabled("ann"),
         lambda: access.revoke("ann"),
+        lambda: access.grant("ann", "viewer"),
     ):
         with pytest.raises(Conflict, match="nobody would be admin"):
             change()

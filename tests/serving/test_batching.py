@@ -110,7 +110,7 @@ async def test_priorities_of_one_model_do_not_starve_another(batcher):
         await asyncio.sleep(0.01)
     task.gate.set()
     await asyncio.gather(*waiting)
-    assert task.batches[1:] == [["a"], ["c"], ["e"], ["b"], ["d"]]
+    assert task.batches[1:] == [["a"], ["c"], ["d"], ["e"], ["b"]]
 
 
 async def test_a_model_in_other_processes_holds_up_nobody(batcher):

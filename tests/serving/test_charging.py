@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from octavo.serving.charging import OwnSize
-from octavo.serving.memory import anonymous_bytes, mapped_bytes
+from octavo.serving.memory import anonymous_bytes, mapped_files
 from octavo.serving.repository import Repository
 from octavo.settings import load_settings
 
@@ -77,31 +78,32 @@ def measure(workspace: Path, names: list[str], cache: Path) -> dict[str, Any]:
 def test_what_other_programs_share_is_not_charged() -> None:
     import onnxruntime  # noqa: F401  (its library is tens of MiB)
 
-    before = mapped_bytes()
+    before = mapped_files().total
     program = "import onnxruntime, tokenizers, sys; print(1, flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdin is not None
         assert other.stdout is not None
         other.stdout.readline()
-        beside = mapped_bytes()
+        beside = mapped_files().total
         other.stdin.close()
         other.wait(20)
     assert before > 20 * 2**20
     assert abs(beside - before) < 2**20
-    assert abs(mapped_bytes() - before) < 2**20
+    assert abs(mapped_files().total - before) < 2**20
 
 
 def test_mapped_data_is_charged_and_a_private_copy_is_heap(tmp_path: Path) -> None:
     file = tmp_path / "weights.bin"
     file.write_bytes(bytes(8 * 2**20))
-    before, heap = mapped_bytes(), anonymous_bytes()
+    before, heap = mapped_files().total, anonymous_bytes()
     with file.open("r+b") as stream, mmap.mmap(stream.fileno(), 0, flags=mmap.MAP_PRIVATE) as weights:
         assert sum(weights[:: mmap.PAGESIZE]) == 0
-        assert abs(mapped_bytes() - before - 8 * 2**20) < 2**20
+        assert abs(mapped_files().total - before - 8 * 2**20) < 2**20
+        assert mapped_files().data[os.path.realpath(tmp_path)] == 8 * 2**20
         weights[: 4 * 2**20] = bytes(4 * 2**20)
-        assert abs(mapped_bytes() - before - 4 * 2**20) < 2**20
+        assert abs(mapped_files().total - before - 4 * 2**20) < 2**20
         assert anonymous_bytes() - heap > 3 * 2**20
-    assert abs(mapped_bytes() - before) < 2**20
+    assert abs(mapped_files().total - before) < 2**20
 
 
 def test_the_first_look_at_a_size_gives_way_to_later_ones() -> None:

@@ -123,8 +123,8 @@ def test_versions_and_labels_by_hand(tmp_path: Path) -> None:
     assert defaults() == ["1"]
     assert run(workspace, "models", "use-version", "m", "newest")["version"] == "3"
     assert defaults() == ["3"]
-    assert run(workspace, "models", "label", "m", "stable", "2")["labels"] == {"stable": "2"}
-    assert run(workspace, "models", "label", "m", "stable")["labels"] == {}
+    assert run(workspace, "models", "label", "m", "stable", "2") == {"name": "m", "label": "stable", "version": "2"}
+    assert run(workspace, "models", "label", "m", "stable") == {"name": "m", "label": "stable", "version": ""}
     assert "no version '9'" in refused(workspace, "models", "label", "m", "stable", "9")
     assert "no version '9'" in refused(workspace, "models", "use-version", "m", "9")
     (folder / "model.onnx").unlink()

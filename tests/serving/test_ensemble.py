@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ async def test_metadata_load_and_pin_reach_the_steps(tiny_repository: Path, open
     assert {model.name for model in serving.residency().models} == {"double", "triple"}
     await serving.pin("chain")
     assert all(model.pinned for model in serving.residency().models)
+    assert json.loads((tiny_repository / "pins.json").read_text()) == ["chain", "double", "triple"]
     await serving.pin("chain", pinned=False)
     assert not any(model.pinned for model in serving.residency().models)
 

@@ -86,8 +86,14 @@ class Blocks:
     def has_quick_tier(self, version):
         return self.tiers
 
+    def is_prepared(self, version):
+        return True
+
     def share_key(self, version):
         return self.share
+
+    def mapped_folders(self, version):
+        return ()
 
     def disk_bytes(self, version):
         return int(version.config.parameters.get("disk", version.config.parameters["size"]))
@@ -306,6 +312,21 @@ async def test_only_the_first_of_several_copies_takes_the_quick_tier(house):
     assert ("first", True) in house.backend.loads
     assert ("first", False) in house.backend.loads
     assert [name for name, quick in house.backend.loads if quick].count("third") == 0
+
+
+@pytest.mark.parametrize("house", [{"budget": 64 * MIB, "load_backoff": 0}], indirect=True)
+async def test_a_failed_load_says_nothing_of_the_size(house):
+    version = make_version("m", 8 * MIB)
+    for _ in range(3):
+        await house.use(version)
+        house.backend.failing.add("m")
+        await house.residency.unload("m", "1")
+        for _ in range(3):
+            with pytest.raises(Invalid):
+                await house.use(version)
+        house.backend.failing.clear()
+    await house.use(version)
+    assert 6 * MIB < house.residency.charges.of("m/1") < 11 * MIB
 
 
 @pytest.mark.parametrize("house", [{"budget": 64 * MIB}], indirect=True)

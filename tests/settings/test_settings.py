@@ -94,6 +94,21 @@ def test_the_current_folder_is_the_workspace_when_it_is_one(tmp_path: Path, monk
     assert load_settings().workspace == tmp_path / "other"
 
 
+def test_code_runs_only_from_a_workspace_that_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "[serving]\nallow_code = true\n")
+    assert not load_settings().serving.allow_code
+    assert f"--workspace {tmp_path}" in caplog.text
+    assert load_settings(tmp_path).serving.allow_code
+    monkeypatch.setenv("OCTAVO_WORKSPACE", str(tmp_path))
+    assert load_settings().serving.allow_code
+    monkeypatch.delenv("OCTAVO_WORKSPACE")
+    monkeypatch.setenv("OCTAVO_SERVING__ALLOW_CODE", "true")
+    assert load_settings().serving.allow_code
+
+
 @pytest.mark.parametrize("content", [b"port = = 1", b"\xff\xfe\x00", b"[web\n"])
 def test_a_broken_file_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "octavo.toml").write_bytes(content)

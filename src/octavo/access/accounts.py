@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 
 from octavo.access.passwords import Passwords
 from octavo.access.permissions import Grant, parse_grant
-from octavo.access.tables import GroupRow, KeyRow, RoleRow, SessionRow, UserRow
+from octavo.access.tables import GroupRow, KeyRow, MemberRow, RoleRow, SessionRow, UserRow
 from octavo.access.tokens import digest, make_key
 from octavo.errors import Conflict, Invalid, NotFound
 from octavo.storage.database import Database
@@ -151,7 +151,7 @@ class Accounts:
     def grant(self, holder: str, role: str, pattern: str = "*") -> None:
         """Give a user or `group:name` a role on what `pattern` matches, in place of one on the same pattern."""
         grant = parse_grant(role, pattern)
-        with self._change() as session:
+        with self._change_of_rights() as session:
             row = _find_holder(session, holder)
             for kept in row.roles:
                 if kept.pattern == pattern:
@@ -214,10 +214,10 @@ class Accounts:
     def _change_of_rights(self) -> Iterator[Session]:
         """A change that may take rights away; `Conflict` when it would leave nobody who can give them back."""
         with self._change() as session:
+            session.execute(select(UserRow.id).with_for_update())  # of two such changes at once, one waits
             had = _has_admin(session)
             yield session
             session.flush()
-            session.expire_all()
             if had and not _has_admin(session):
                 raise Conflict("nobody would be admin any more", "admin on *", "Make another admin first.")
 
@@ -266,9 +266,12 @@ def grants_of(row: UserRow) -> tuple[Grant, ...]:
 
 
 def _has_admin(session: Session) -> bool:
-    """Whether somebody who is not shut out is admin of everything."""
-    users = session.scalars(select(UserRow).where(UserRow.disabled.is_(False)))
-    return any(grant.role == "admin" and grant.pattern == "*" for user in users for grant in grants_of(user))
+    """Whether somebody who is not shut out is admin of everything, alone or by a group."""
+    everything = (RoleRow.role == "admin") & (RoleRow.pattern == "*")
+    own = select(RoleRow.user_id).where(everything)
+    grouped = select(MemberRow.user_id).join(RoleRow, RoleRow.group_id == MemberRow.group_id).where(everything)
+    able = (UserRow.id.in_(own) | UserRow.id.in_(grouped)) & UserRow.disabled.is_(False)
+    return session.scalar(select(UserRow.id).where(able).limit(1)) is not None
 
 
 def _user(row: UserRow) -> User:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from octavo.printing import print_json, print_table
+from octavo.printing import print_json, print_table, say
 
 if TYPE_CHECKING:
     from octavo.access.service import Access
@@ -64,7 +64,7 @@ def add(
     secret = _ask_password(password_stdin) if password or password_stdin else None
     with _access(workspace) as access:
         user = access.add_user(name, secret, role or None)
-    _say(as_json, asdict(user), f"Added {name}.")
+    say(as_json, asdict(user), f"Added {name}.")
 
 
 @app.command()
@@ -72,7 +72,7 @@ def rm(name: Name, workspace: Workspace = None, as_json: AsJson = False) -> None
     """Remove a user with keys and sessions."""
     with _access(workspace) as access:
         access.remove_user(name)
-    _say(as_json, {"removed": name}, f"Removed {name}.")
+    say(as_json, {"removed": name}, f"Removed {name}.")
 
 
 @app.command()
@@ -80,7 +80,7 @@ def disable(name: Name, workspace: Workspace = None, as_json: AsJson = False) ->
     """Shut a user out, keeping the account."""
     with _access(workspace) as access:
         access.set_disabled(name)
-    _say(as_json, {"name": name, "disabled": True}, f"Disabled {name}.")
+    say(as_json, {"name": name, "disabled": True}, f"Disabled {name}.")
 
 
 @app.command()
@@ -88,7 +88,7 @@ def enable(name: Name, workspace: Workspace = None, as_json: AsJson = False) -> 
     """Let a disabled user in again."""
     with _access(workspace) as access:
         access.set_disabled(name, False)
-    _say(as_json, {"name": name, "disabled": False}, f"Enabled {name}.")
+    say(as_json, {"name": name, "disabled": False}, f"Enabled {name}.")
 
 
 @app.command()
@@ -97,7 +97,7 @@ def passwd(name: Name, password_stdin: FromStdin = False, workspace: Workspace =
     secret = _ask_password(password_stdin)
     with _access(workspace) as access:
         access.set_password(name, secret)
-    _say(as_json, {"name": name}, f"Set the password of {name}.")
+    say(as_json, {"name": name}, f"Set the password of {name}.")
 
 
 @app.command()
@@ -111,7 +111,7 @@ def grant(
     """Give a user or a group a role on resources."""
     with _access(workspace) as access:
         access.grant(holder, role, on)
-    _say(as_json, {"holder": holder, "role": role, "pattern": on}, f"{holder} is {role} on {on}.")
+    say(as_json, {"holder": holder, "role": role, "pattern": on}, f"{holder} is {role} on {on}.")
 
 
 @app.command()
@@ -119,7 +119,7 @@ def revoke(holder: Holder, on: Pattern = "*", workspace: Workspace = None, as_js
     """Take a role on resources away."""
     with _access(workspace) as access:
         access.revoke(holder, on)
-    _say(as_json, {"holder": holder, "pattern": on}, f"{holder} has no role on {on} any more.")
+    say(as_json, {"holder": holder, "pattern": on}, f"{holder} has no role on {on} any more.")
 
 
 @app.command("group-add")
@@ -127,7 +127,7 @@ def group_add(name: str, workspace: Workspace = None, as_json: AsJson = False) -
     """Add a group."""
     with _access(workspace) as access:
         access.add_group(name)
-    _say(as_json, {"group": name}, f"Added group {name}.")
+    say(as_json, {"group": name}, f"Added group {name}.")
 
 
 @app.command("group-rm")
@@ -135,7 +135,7 @@ def group_rm(name: str, workspace: Workspace = None, as_json: AsJson = False) ->
     """Remove a group; its users stay."""
     with _access(workspace) as access:
         access.remove_group(name)
-    _say(as_json, {"removed": name}, f"Removed group {name}.")
+    say(as_json, {"removed": name}, f"Removed group {name}.")
 
 
 @app.command()
@@ -143,7 +143,7 @@ def join(group: str, name: Name, workspace: Workspace = None, as_json: AsJson = 
     """Put a user into a group."""
     with _access(workspace) as access:
         access.join(group, name)
-    _say(as_json, {"group": group, "user": name}, f"{name} is in {group}.")
+    say(as_json, {"group": group, "user": name}, f"{name} is in {group}.")
 
 
 @app.command()
@@ -151,7 +151,7 @@ def leave(group: str, name: Name, workspace: Workspace = None, as_json: AsJson =
     """Take a user out of a group."""
     with _access(workspace) as access:
         access.leave(group, name)
-    _say(as_json, {"group": group, "user": name}, f"{name} is not in {group}.")
+    say(as_json, {"group": group, "user": name}, f"{name} is not in {group}.")
 
 
 @app.command()
@@ -201,7 +201,7 @@ def key_revoke(
     """End an API key; a running server stops taking it within 10 seconds."""
     with _access(workspace) as access:
         access.revoke_key(prefix)
-    _say(as_json, {"revoked": prefix}, f"Revoked {prefix}.")
+    say(as_json, {"revoked": prefix}, f"Revoked {prefix}.")
 
 
 @contextmanager
@@ -223,13 +223,6 @@ def _ask_password(from_stdin: bool) -> str:
     if from_stdin:
         return sys.stdin.readline().rstrip("\n")
     return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))
-
-
-def _say(as_json: bool, body: dict[str, Any], sentence: str) -> None:
-    if as_json:
-        print_json(body)
-    else:
-        typer.echo(sentence)
 
 
 def _roles(grants: Sequence[Any]) -> str:

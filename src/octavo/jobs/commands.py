@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from octavo.printing import print_json, print_table
+from octavo.printing import print_json, print_table, say
 
 if TYPE_CHECKING:
     from octavo.jobs.records import Job, LogLine
@@ -107,7 +107,7 @@ def submit(
     """Queue a job."""
     with _jobs(workspace, _declared(context)) as jobs:
         job = jobs.get(jobs.submit(kind, _arguments(given), key=key, priority=priority))
-    _say(as_json, job.body(), job.id)
+    say(as_json, job.body(), job.id)
 
 
 @app.command()
@@ -115,7 +115,7 @@ def cancel(identity: Identity, workspace: Workspace = None, as_json: AsJson = Fa
     """End a job."""
     with _jobs(workspace) as jobs:
         job = jobs.cancel(identity)
-    _say(as_json, job.body(), f"{identity} is {_state(job)}.")
+    say(as_json, job.body(), f"{identity} is {_state(job)}.")
 
 
 @app.command()
@@ -123,7 +123,7 @@ def retry(identity: Identity, workspace: Workspace = None, as_json: AsJson = Fal
     """Queue a failed or cancelled job again; steps that are done are not run again."""
     with _jobs(workspace) as jobs:
         job = jobs.retry(identity)
-    _say(as_json, job.body(), f"{identity} is {_state(job)}.")
+    say(as_json, job.body(), f"{identity} is {_state(job)}.")
 
 
 @app.command()
@@ -139,7 +139,7 @@ def schedule(
     """Run a job again and again, while a server runs."""
     with _jobs(workspace, _declared(context)) as jobs:
         made = jobs.schedule(name, cron, kind, _arguments(given))
-    _say(as_json, made.body(), f"{name}: next at {_time(made.next_run)}.")
+    say(as_json, made.body(), f"{name}: next at {_time(made.next_run)}.")
 
 
 @app.command()
@@ -159,7 +159,7 @@ def unschedule(name: str, workspace: Workspace = None, as_json: AsJson = False) 
     """Remove a schedule."""
     with _jobs(workspace) as jobs:
         jobs.unschedule(name)
-    _say(as_json, {"removed": name}, f"Removed {name}.")
+    say(as_json, {"removed": name}, f"Removed {name}.")
 
 
 @contextmanager
@@ -196,13 +196,6 @@ def _arguments(given: list[str] | None) -> dict[str, Any]:
 
 def _echo_line(line: LogLine, as_json: bool) -> None:
     typer.echo(json.dumps(line.body()) if as_json else f"{_time(line.time)}  {line.text}")
-
-
-def _say(as_json: bool, body: dict[str, Any], sentence: str) -> None:
-    if as_json:
-        print_json(body)
-    else:
-        typer.echo(sentence)
 
 
 def _state(job: Job) -> str:

@@ -55,18 +55,17 @@ class RayExecutor:
         try:
             while not ray.wait([reference], timeout=_LOOK)[0]:
                 if cancelled.is_set():
-                    ray.cancel(reference, force=True)
                     raise Cancelled("the job was cancelled", "a heavy step")
                 _pass_on(told, report)
-            result = ray.get(reference)
             _pass_on(told, report)
-            return result
+            return ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else StepFailed(str(error), "a Ray task") from None
         except ray.exceptions.RayError as error:
             first = str(error).strip().split("\n", 1)[0]
             raise StepFailed(f"the Ray task was lost: {first}", "a Ray task") from None
         finally:
+            ray.cancel(reference, force=True)  # does nothing to one that has ended
             told.shutdown(force=True)
 
     def close(self) -> None:

@@ -79,8 +79,16 @@ class Backend(Protocol):
         """Whether `quick=True` would give something that is ready sooner than the full form."""
         ...
 
+    def is_prepared(self, version: ModelVersion) -> bool:
+        """Whether the full form can be loaded without being made first."""
+        ...
+
     def share_key(self, version: ModelVersion) -> str:
         """Loads with the same key map the same weights and only the first pays for them; empty: nothing is shared."""
+        ...
+
+    def mapped_folders(self, version: ModelVersion) -> tuple[str, ...]:
+        """The folders (without links on the way) from which a load maps files; those not there yet are left out."""
         ...
 
     def disk_bytes(self, version: ModelVersion) -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from octavo.errors import Busy, DeadlineExceeded, ModelFailed, OctavoError, Unavailable
-from octavo.serving.gathering import BatchLimits, Entry, Piece, Ticket, gather, oldest_of, rank_of, ripe_in
+from octavo.serving.gathering import BatchLimits, Entry, Piece, Ticket, gather, rank_of, ripe_in
 
 log = logging.getLogger("octavo.serving.batching")
 
@@ -61,7 +61,7 @@ class Queue:
 
 
 class Crew:
-    """Threads that take batches from some queues, the one that has waited longest first.
+    """Threads that take batches from some queues, in the order in which their first pieces came.
 
     Args:
         lock: the batcher's; it guards everything here.
@@ -113,12 +113,11 @@ class Crew:
     def _first(self) -> tuple[Queue | None, float | None]:
         """The queue to serve now, or how long (seconds, None for ever) to wait for one to ripen.
 
-        Of several it is the one with the oldest piece. Priorities count within a model: else one model would starve
-        others.
+        Of several it is the one whose first piece came first. Priorities count within a model: else one model would
+        starve others.
         """
         now = time.monotonic()
         best: Queue | None = None
-        oldest = 0
         wait: float | None = None
         for queue in self.queues:
             if not queue.entries or queue.running >= queue.limits.concurrency:
@@ -126,8 +125,8 @@ class Crew:
             left = ripe_in(queue.entries, queue.limits, now)
             if left > 0:
                 wait = left if wait is None else min(wait, left)
-            elif best is None or oldest_of(queue.entries) < oldest:
-                best, oldest = queue, oldest_of(queue.entries)
+            elif best is None or queue.entries[0].rank[1] < best.entries[0].rank[1]:
+                best = queue
         return best, wait
 
     def _pick(self, queue: Queue) -> list[Entry]:
@@ -135,6 +134,8 @@ class Crew:
         waiting = [entry for entry in queue.entries if not entry.ticket.dead]
         batch = gather(waiting, queue.limits, share=max(1, self._idle)) if waiting else []
         taken = {entry.rank for entry in batch}
+        for entry in batch:
+            entry.ticket.started = True
         queue.entries = [entry for entry in waiting if entry.rank not in taken]
         return batch
 
@@ -197,7 +198,9 @@ class Batcher:
         for ticket in {id(entry.ticket): entry.ticket for entry in left}.values():
             _post(ticket.future, _fail, ticket.future, error)
 
-    async def run(self, queue: Queue, pieces: Sequence[Piece], *, priority: int = 0, deadline: float) -> list[Any]:
+    async def run(
+        self, queue: Queue, pieces: Sequence[Piece], *, priority: int = 0, deadline: float, patience: float = 0.0
+    ) -> list[Any]:
         """Compute pieces, in whatever batches they end up in.
 
         Args:
@@ -205,6 +208,7 @@ class Batcher:
             pieces: at least one.
             priority: smaller goes first.
             deadline: `time.monotonic()` seconds.
+            patience: seconds the request may wait for its first piece to be taken; 0 means until the deadline.
 
         Raises:
             Busy: the model's queue is full.
@@ -215,16 +219,15 @@ class Batcher:
         loop = asyncio.get_running_loop()
         ticket = Ticket(len(pieces), loop.create_future())
         self._enter(queue, pieces, ticket, priority)
-        timer = loop.call_later(
-            max(0.0, deadline - time.monotonic()),
-            _fail,
-            ticket.future,
-            DeadlineExceeded("the deadline passed before the answer was ready", queue.name, "Allow more time."),
-        )
+        late = DeadlineExceeded("the deadline passed before the answer was ready", queue.name, "Allow more time.")
+        timers = [loop.call_later(max(0.0, deadline - time.monotonic()), _fail, ticket.future, late)]
+        if patience:
+            timers.append(loop.call_later(patience, _give_up, ticket, queue.name))
         try:
             return await ticket.future
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
             with self._lock:
                 queue.requests -= 1
                 self._pending -= 1
@@ -314,6 +317,12 @@ def _deliver(outcomes: list[tuple[Entry, Any]]) -> None:
 def _fail(future: asyncio.Future[list[Any]], error: OctavoError) -> None:
     if not future.done():
         future.set_exception(error)
+
+
+def _give_up(ticket: Ticket, name: str) -> None:
+    if not ticket.started:
+        what = "the request waited longer than the model's queue policy allows"
+        _fail(ticket.future, DeadlineExceeded(what, name, "Ask again when less is waiting."))
 
 
 def _post(future: asyncio.Future[list[Any]], call: Callable[..., None], *arguments: Any) -> None:

@@ -56,7 +56,7 @@ async def _measure(settings: Settings, model: str, seconds: float, quiet: bool) 
     from octavo.serving.bench import bench as measure
     from octavo.serving.service import Serving
 
-    server = await Serving.open(settings)
+    server = await Serving.open(settings, keep_pinned=False)
     try:
         with spinner(f"measuring {model}", quiet) as status:
             return await measure(server, model, seconds=seconds, progress=lambda what: status(f"{model}: {what}"))

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from octavo.errors import OctavoError, Unavailable
+from octavo.errors import OctavoError
+from octavo.serving.digest import DamagedFiles
 from octavo.serving.repository import Change, ModelVersion, Repository
 
 log = logging.getLogger("octavo.serving")
@@ -106,21 +107,20 @@ class Catalogue:
         before = self._changes[name]
         try:
             found = await asyncio.to_thread(self._repository.resolve, name, version)
-        except Unavailable as error:
-            if self._changes[name] == before:
-                await self._note(name, version, str(error))
+        except DamagedFiles as error:
+            await self._note(name, version, str(error))
             raise
         if self._changes[name] == before:
             self._versions[name, version] = found
         return found
 
     async def _note(self, name: str, version: str, reason: str) -> None:
-        """Have the listing tell why a version could not be read: its files were damaged, mostly."""
-        with suppress(OctavoError):  # without a version to blame there is nothing to note
+        """Have the listing tell that a version's files are damaged, until they change."""
+        before = self._changes[name]
+        listing = await asyncio.to_thread(self._read, name)
+        with suppress(OctavoError):  # removed meanwhile: there is nothing to note
             number = await asyncio.to_thread(self._repository.choose, name, version)
-            await self.listings()
-            listing = self._listings.get(name)
-            if listing is not None and not listing.error:
+            if self._changes[name] == before and not listing.error:
                 self._listings[name] = replace(listing, lacks={**listing.lacks, number: reason})
 
     def lack(self, name: str, version: str) -> str:

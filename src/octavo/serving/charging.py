@@ -9,11 +9,11 @@ of their own; what grew while nothing loaded (buffers of running batches) is the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
-from octavo.serving.memory import anonymous_bytes, give_back_freed, mapped_bytes, pss_bytes
+from octavo.serving.memory import MappedFiles, anonymous_bytes, give_back_freed, mapped_files, pss_bytes
 
 _LOOKS_KEPT = 32
 
@@ -23,14 +23,14 @@ class Measure:
     """One look at memory, bytes: this process's heap, the files it maps, and the processes of each model."""
 
     heap: int
-    mapped: int
+    files: MappedFiles
     children: Mapping[str, int]
 
 
 def look(children: Mapping[str, Sequence[int]]) -> Measure:
     """Measure now, with the processes of each model beside this one; costs milliseconds."""
     beside = {key: sum(pss_bytes(pid) for pid in pids) for key, pids in children.items()}
-    return Measure(anonymous_bytes(), mapped_bytes(), beside)
+    return Measure(anonymous_bytes(), mapped_files(), beside)
 
 
 class OwnSize:
@@ -67,14 +67,16 @@ class Charges:
         self._unmeasured: dict[str, int] = {}
         self._open: dict[str, int] = {}
         self._share_of: dict[str, str] = {}
+        self._folders: dict[str, frozenset[str]] = {}
         self._shared: dict[str, int] = {}
-        self._fresh: set[str] = set()
+        self._gone = 0
         self._too_large: dict[str, int] = {}
         self._weights: dict[str, int] = {}
         self._known: dict[str, int] = {}
         self._digests: dict[str, str] = {}
         self._grown: dict[str, int] = {}
         self._sizes: dict[str, OwnSize] = {}
+        self._fit = 1.0
         self._mark = self._base.heap
         self._looking = asyncio.Lock()
         self._asked = self._seen = 0
@@ -92,7 +94,8 @@ class Charges:
     def charged(self) -> int:
         """Bytes held by models now: heap as of now, files and children as last measured."""
         heap = anonymous_bytes() - self._base.heap
-        return max(0, heap + self._last.mapped - self._base.mapped + sum(self._last.children.values()))
+        mapped = self._last.files.total - self._base.files.total - self._gone
+        return max(0, heap + max(0, mapped) + sum(self._last.children.values()))
 
     def free(self) -> int:
         """Bytes of the budget that are neither held nor promised."""
@@ -108,7 +111,7 @@ class Charges:
 
     def of(self, key: str) -> int:
         """What a model is charged by itself, bytes."""
-        return self._own.get(key, 0) + self._last.children.get(key, 0)
+        return int(self._own.get(key, 0) * self._fit) + self._last.children.get(key, 0)
 
     def shared(self, share_key: str) -> int:
         """What the weights behind a share key take, bytes."""
@@ -145,12 +148,13 @@ class Charges:
         self._settle()
         self._open[key] = max(expected, 1)
         self._grown.setdefault(key, 0)
-        self.share(key, share_key)
+        if self._share_of.get(key) != share_key:
+            self.share(key, share_key)
 
-    def share(self, key: str, share_key: str) -> None:
-        """A model maps weights that others may map too."""
+    def share(self, key: str, share_key: str, folders: Iterable[str] = ()) -> None:
+        """A model maps weights, which others may map too, from files in these folders."""
         self._share_of[key] = share_key
-        self._fresh.add(share_key)
+        self._folders[key] = frozenset(folders)
 
     def end(self, key: str, digest: str, *, lasting: bool = True) -> None:
         """A load has ended; its promise becomes its charge, which the next load of the same contents will expect.
@@ -164,9 +168,9 @@ class Charges:
         if lasting:
             self._sizes.setdefault(digest, OwnSize()).see(grown)
         size = self._sizes.get(digest)
-        self._own[key] = max(0, int(size.mean) if size else grown)
-        self._fit()
-        own = self._known[digest] = self._own[key]
+        own = self._own[key] = max(0, int(size.mean) if size else grown)
+        if size is not None:
+            self._known[digest] = own
         self._digests[key] = digest
         self._open.pop(key, None)
         hidden = self._reserved.pop(key, 0) - (0 if self._share_of.get(key) else own)
@@ -174,16 +178,17 @@ class Charges:
 
     def drop(self, key: str) -> None:
         """A model has gone; what it gave back makes loads under way look smaller by just its charge."""
+        own = self._own.pop(key, 0)
+        self._settle(freed=own)
         for kept in (self._open, self._reserved, self._unmeasured, self._grown):
             kept.pop(key, None)
-        self._settle(freed=self._own.pop(key, 0))
+        self._folders.pop(key, None)
         share = self._share_of.pop(key, "")
         if share and share not in self._share_of.values():
-            gone = self._shared.pop(share, 0)  # until it is measured again
-            self._last = replace(self._last, mapped=max(self._base.mapped, self._last.mapped - gone))
+            self._gone += self._shared.pop(share, 0)  # until it is measured again
         digest = self._digests.pop(key, "")
         if key in self._last.children:
-            self._known[digest] = self._known.get(digest, 0) + self._last.children[key]
+            self._known[digest] = own + self._last.children[key]
             left = {name: size for name, size in self._last.children.items() if name != key}
             self._last = replace(self._last, children=left)
 
@@ -200,22 +205,21 @@ class Charges:
                 return
             self._seen = self._asked
             ended = list(self._unmeasured)
+            before = self._gone
             self._last = await asyncio.get_running_loop().run_in_executor(threads, look, self._children)
-            self._divide(max(0, self._last.mapped - self._base.mapped))
+            self._gone -= before
+            self._divide()
             for key in ended:
                 self._unmeasured.pop(key, None)
 
-    def _divide(self, mapped: int) -> None:
-        """Charge mapped pages to the weights in memory: what is new to those just loaded, else to all by their size."""
-        present = {share for share in self._share_of.values() if share}
-        self._shared = {share: self._shared.get(share, 0) for share in present}
-        fresh, self._fresh = self._fresh & present, set()
-        known = sum(self._shared.values())
-        if fresh and mapped > known:
-            for share in fresh:
-                self._shared[share] += (mapped - known) // len(fresh)
-        elif known:
-            self._shared = {share: size * mapped // known for share, size in self._shared.items()}
+    def _divide(self) -> None:
+        """Charge what is mapped of each folder to the weights that lie there."""
+        folders: dict[str, set[str]] = {}
+        for key, share in self._share_of.items():
+            if share:
+                folders.setdefault(share, set()).update(self._folders[key])
+        data = self._last.files.data
+        self._shared = {share: sum(data.get(folder, 0) for folder in names) for share, names in folders.items()}
         self._weights |= self._shared
 
     def _settle(self, freed: int = 0) -> None:
@@ -228,9 +232,9 @@ class Charges:
         weights = sum(self._open.values())
         for key, weight in self._open.items():
             self._grown[key] += grown * weight // weights
+        self._refit()
 
-    def _fit(self) -> None:
-        """Lower all charges alike where they are more than the heap has grown by."""
+    def _refit(self) -> None:
+        """Charges that are more than the heap has grown by are all taken for less, alike."""
         total, held = sum(self._own.values()), max(0, self._mark - self._base.heap)
-        if total > held:
-            self._own = {key: size * held // total for key, size in self._own.items()}
+        self._fit = min(1.0, held / total) if total else 1.0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
-from octavo.printing import print_json, print_table, spinner
+from octavo.printing import print_json, print_table, say, spinner
 from octavo.running import find_running
 from octavo.serving.bench_command import bench
 from octavo.settings import existing_workspace
@@ -109,7 +109,7 @@ def load(name: Name, workspace: Workspace = None, as_json: AsJson = False) -> No
     """Bring a model into the running server's memory."""
     with _server(workspace) as client:
         client.load(name)
-    _done(f"{name} is in memory", {"name": name, "loaded": True}, as_json)
+    say(as_json, {"name": name, "loaded": True}, f"{name} is in memory")
 
 
 @app.command()
@@ -117,7 +117,7 @@ def unload(name: Name, workspace: Workspace = None, as_json: AsJson = False) -> 
     """Send a model out of the running server's memory; the next request loads it again."""
     with _server(workspace) as client:
         client.unload(name)
-    _done(f"{name} has left memory", {"name": name, "loaded": False}, as_json)
+    say(as_json, {"name": name, "loaded": False}, f"{name} has left memory")
 
 
 @app.command()
@@ -130,7 +130,7 @@ def pin(
     """Keep a model in the running server's memory."""
     with _server(workspace) as client:
         client.pin(name, not off)
-    _done(f"{name} is {'no longer ' if off else ''}pinned", {"name": name, "pinned": not off}, as_json)
+    say(as_json, {"name": name, "pinned": not off}, f"{name} is {'no longer ' if off else ''}pinned")
 
 
 @app.command("use-version")
@@ -150,7 +150,7 @@ def use_version(
             version = client.use_version(name, version)
     else:
         version = Repository.open(settings.repository_url, settings).use_version(name, version)
-    _done(f"{name} answers with version {version}", {"name": name, "version": version}, as_json)
+    say(as_json, {"name": name, "version": version}, f"{name} answers with version {version}")
 
 
 @app.command()
@@ -165,10 +165,14 @@ def label(
     from octavo.serving.repository import Repository
 
     settings = existing_workspace(workspace)
-    repository = Repository.open(settings.repository_url, settings)
-    repository.set_label(name, word, version)  # a running server sees it at its next look
+    client = find_server(settings)
+    if client is not None:
+        with client:
+            client.set_label(name, word, version)
+    else:
+        Repository.open(settings.repository_url, settings).set_label(name, word, version)
     said = f"{name}: {word} is version {version}" if version else f"{name} has no label {word}"
-    _done(said, {"name": name, "labels": repository.labels(name)}, as_json)
+    say(as_json, {"name": name, "label": word, "version": version}, said)
 
 
 @app.command()
@@ -183,7 +187,7 @@ def publish(
 
     settings = existing_workspace(workspace)
     version = Repository.open(settings.repository_url, settings).publish(name, folder)
-    _done(f"published {name} version {version}", {"name": name, "version": version}, as_json)
+    say(as_json, {"name": name, "version": version}, f"published {name} version {version}")
 
 
 @app.command()
@@ -244,7 +248,7 @@ async def _infer_here(settings: Settings, name: str, tensors: dict[str, Any]) ->
     from octavo.serving.inference import InferRequest
     from octavo.serving.service import Serving
 
-    server = await Serving.open(settings)
+    server = await Serving.open(settings, keep_pinned=False)
     try:
         return dict((await server.infer(InferRequest(name, tensors))).outputs)
     finally:
@@ -277,10 +281,3 @@ def _preview(array: Any) -> str:
     values = _plain(array.ravel()[:6])
     shown = ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
     return shown + (", ..." if array.size > 6 else "")
-
-
-def _done(sentence: str, facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(facts)
-    else:
-        typer.echo(sentence)

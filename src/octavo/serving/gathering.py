@@ -51,12 +51,13 @@ class BatchLimits:
 class Ticket:
     """One request in the queue: its pieces' results come together here."""
 
-    __slots__ = ("future", "missing", "results")
+    __slots__ = ("future", "missing", "results", "started")
 
     def __init__(self, pieces: int, future: asyncio.Future[list[Any]]) -> None:
         self.future = future
         self.results: list[Any] = [None] * pieces
         self.missing = pieces
+        self.started = False
 
     @property
     def dead(self) -> bool:
@@ -99,14 +100,6 @@ def gather(waiting: Sequence[Entry], limits: BatchLimits, share: int) -> list[En
         if rows >= most:
             break
     return batch
-
-
-def oldest_of(entries: Sequence[Entry]) -> int:
-    """The arrival number of the piece that has waited longest."""
-    first, last = entries[0].rank, entries[-1].rank
-    if first[0] == last[0]:
-        return first[1]
-    return min(entry.rank[1] for entry in entries)
 
 
 def ripe_in(entries: Sequence[Entry], limits: BatchLimits, now: float) -> float:

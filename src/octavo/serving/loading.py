@@ -120,6 +120,10 @@ class Loader:
         """Whether a first tier pays for this version."""
         return self._settings.tiered and self.backend(version).has_quick_tier(version)
 
+    def is_prepared(self, version: ModelVersion) -> bool:
+        """Whether the full form can be loaded without being made first."""
+        return self.backend(version).is_prepared(version)
+
     def load(self, version: ModelVersion, *, quick: bool = False) -> LoadedModel:
         """Load a version; blocks."""
         backend = self.backend(version)

@@ -79,6 +79,10 @@ class OnnxRuntimeBackend:
         """Always: any model can be run from unpacked weights."""
         return True
 
+    def is_prepared(self, version: ModelVersion) -> bool:
+        """Whether the packed form is in the cache."""
+        return self._cache.find(version.digest) is not None
+
     def start(self) -> None:
         """Import onnxruntime and make the arena."""
         _sweep_arena()
@@ -86,6 +90,12 @@ class OnnxRuntimeBackend:
     def share_key(self, version: ModelVersion) -> str:
         """The digest: copies of one content map the same packed file."""
         return version.digest
+
+    def mapped_folders(self, version: ModelVersion) -> tuple[str, ...]:
+        """The version's own, and that of its packed form."""
+        packed = self._cache.find(version.digest)
+        folders = [version.folder, *([packed.parent] if packed else [])]
+        return tuple(os.path.realpath(folder) for folder in folders)
 
     def disk_bytes(self, version: ModelVersion) -> int:
         """Size of the version's ONNX files, whose weights are mapped or read whole."""

@@ -235,12 +235,12 @@ def _draw_budget(snapshot: ResidencySnapshot) -> str:
     budget = max(1, snapshot.budget_bytes)
     holders = Counter(model.share_key for model in snapshot.models)
     shared = sum(size for key, size in snapshot.shared.items() if holders[key] != 1)
-    alone = {
-        model.name: model.bytes + (snapshot.shared.get(model.share_key, 0) if holders[model.share_key] == 1 else 0)
+    alone = [
+        (model.name, model.bytes + (snapshot.shared.get(model.share_key, 0) if holders[model.share_key] == 1 else 0))
         for model in snapshot.models
-    }
-    own = sorted(alone.items(), key=lambda item: -item[1])
-    rest = max(0, snapshot.charged_bytes - shared - sum(alone.values()))
+    ]
+    own = sorted(alone, key=lambda item: -item[1])
+    rest = max(0, snapshot.charged_bytes - shared - sum(size for _, size in alone))
     parts = [("weights shared by copies", shared, "o-part-1")]
     parts += [(name, size, "o-part-2" if at % 2 else "o-part-3") for at, (name, size) in enumerate(own)]
     parts.append(("running batches and other", rest, "o-part-4"))

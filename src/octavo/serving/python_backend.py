@@ -93,9 +93,17 @@ class PythonBackend:
         """Never: a worker has one form."""
         return False
 
+    def is_prepared(self, version: ModelVersion) -> bool:
+        """Always: nothing is made in advance."""
+        return True
+
     def share_key(self, version: ModelVersion) -> str:
         """Empty: workers share no weights."""
         return ""
+
+    def mapped_folders(self, version: ModelVersion) -> tuple[str, ...]:
+        """None: what workers map is charged with them."""
+        return ()
 
     def disk_bytes(self, version: ModelVersion) -> int:
         """The interpreters alone; what the model allocates is not written in its files."""

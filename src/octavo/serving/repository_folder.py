@@ -239,8 +239,12 @@ def _stamp(state: os.stat_result) -> Stamp:
 def _list_into(found: dict[str, Stamp], folder: Path, prefix: str, root: Path, links: str) -> None:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except (FileNotFoundError, PermissionError):  # removed while we look, or not ours to read
+    except FileNotFoundError:  # removed while we look
         return
+    except PermissionError:
+        if links == "skip":
+            return
+        raise Forbidden("a folder cannot be read", str(folder), "Give this user the right to, or remove it.") from None
     if not entries and prefix:
         found[prefix] = Stamp(0, "folder")
     for entry in entries:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,6 +30,7 @@ log = logging.getLogger("octavo.serving.residency")
 _GRACE = 0.05
 _UPGRADE_DELAY = 0.1
 _MEASURE_DELAY = 0.5
+_LONGEST_MEASURE_DELAY = 5.0
 _MEASURE_PAUSE = 10.0  # times what the last look took, so that looking costs a tenth of one core at the most
 
 
@@ -80,10 +82,13 @@ class Residency:
         """A model that is in memory or on its way."""
         return self._residents.get(f"{name}/{version}")
 
-    def part_of(self, resident: Resident) -> int:
-        """What a model holds, bytes: its own, and its part of the weights it shares."""
-        sharers = sum(other.share_key == resident.share_key for other in self._residents.values())
-        return self.charges.of(resident.key) + self.charges.shared(resident.share_key) // max(1, sharers)
+    def parts(self) -> dict[str, int]:
+        """What each model holds, bytes by key: its own, and its part of the weights it shares."""
+        sharers = Counter(resident.share_key for resident in self._residents.values())
+        return {
+            key: self.charges.of(key) + self.charges.shared(resident.share_key) // sharers[resident.share_key]
+            for key, resident in self._residents.items()
+        }
 
     async def lease(self, version: ModelVersion, deadline: float) -> Resident:
         """Get a model that will stay until `release`; loads it when it is not there.
@@ -134,6 +139,8 @@ class Residency:
     async def close(self) -> None:
         """Unload everything."""
         self._janitor.cancel()
+        if self._measuring is not None:
+            self._measuring.cancel()
         await self._end_background([r.loading for r in self.residents if r.loading])
         await asyncio.gather(*(self._leave(r, evicted=False) for r in self.residents if r.state == READY))
         await self._end_background()
@@ -182,6 +189,7 @@ class Residency:
             async with self._slots:
                 await self._make_room(resident, expected)
                 tiered = quick and self._loader.has_quick_tier(version) and not self._weights_are_here(resident)
+                resident.tier = "quick" if tiered else "full"
                 await self._load_charged(resident, expected, tiered)
         except BaseException as error:
             self._residents.pop(resident.key, None)
@@ -195,6 +203,7 @@ class Residency:
             failed = OctavoError("the model could not be loaded", resident.key, "The server's log has the cause.")
             self._failed(version, failed)
             raise failed from None
+        self.charges.share(resident.key, resident.share_key, backend.mapped_folders(version))
         self.failures.clear(resident.key)
         resident.state = READY
         resident.in_flight += 1  # those who waited for the load get to lease it before anyone can evict it
@@ -218,10 +227,8 @@ class Residency:
             raise DeadlineExceeded(
                 f"loading took over {self._settings.load_timeout:g} s", resident.key, "Raise serving.load_timeout."
             ) from None
-        finally:
-            self.charges.end(resident.key, resident.version.digest, lasting=not quick)
+        self.charges.end(resident.key, resident.version.digest, lasting=not quick)
         resident.load_cpu = cpu
-        resident.tier = "quick" if quick else "full"
         held = self.charges.of(resident.key)
         if held > self.charges.budget:
             await loop.run_in_executor(self._threads, _close, resident.model)
@@ -240,6 +247,7 @@ class Residency:
 
     async def _upgrade_now(self, resident: Resident, model: LoadedModel) -> None:
         resident.in_flight += 1  # may not leave meanwhile
+        upgraded = False
         loop = asyncio.get_running_loop()
         self.charges.begin(resident.key, 0, resident.share_key)
         try:
@@ -247,11 +255,13 @@ class Residency:
             resident.load_cpu += cpu
             resident.tier = "full"
             resident.share_key = model.backend.share_key(resident.version)
-            self.charges.share(resident.key, resident.share_key)
+            folders = model.backend.mapped_folders(resident.version)
+            self.charges.share(resident.key, resident.share_key, folders)
+            upgraded = True
         except OctavoError as error:
             log.warning("model %s stays in its first tier: %s", resident.key, error)
         finally:
-            self.charges.end(resident.key, resident.version.digest)
+            self.charges.end(resident.key, resident.version.digest, lasting=upgraded)
             self.release(resident)
         await self.measure()  # weights have gone from the heap to mapped pages, which only a look shows
 
@@ -288,7 +298,8 @@ class Residency:
         The full form then takes no memory of its own, while each quick one keeps the unpacked weights mapped beside it.
         """
         key = resident.share_key
-        return bool(key) and any(r.share_key == key and r.tier for r in self._residents.values() if r is not resident)
+        tiers = {r.tier for r in self._residents.values() if key and r.share_key == key and r is not resident}
+        return "full" in tiers or ("quick" in tiers and self._loader.is_prepared(resident.version))
 
     def _candidates(self) -> Iterable[Candidate]:
         sharers: dict[str, int] = {}
@@ -329,7 +340,8 @@ class Residency:
             self._stale = False  # what changes during the look is looked at again
             start = time.monotonic()
             await self.measure()
-            self._measure_delay = max(_MEASURE_DELAY, _MEASURE_PAUSE * (time.monotonic() - start))
+            took = time.monotonic() - start
+            self._measure_delay = min(max(_MEASURE_DELAY, _MEASURE_PAUSE * took), _LONGEST_MEASURE_DELAY)
 
     async def measure(self) -> None:
         """Measure memory now."""

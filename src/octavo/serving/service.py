@@ -14,12 +14,12 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
 from octavo.errors import DeadlineExceeded, Invalid, NotFound, OctavoError, Unavailable
-from octavo.serving.backend import Backend
+from octavo.serving.backend import Backend, RequestRunner
 from octavo.serving.batching import Batcher, BatchReport, Queue
 from octavo.serving.catalogue import Catalogue, Listing
 from octavo.serving.charging import Charges
@@ -41,6 +41,7 @@ from octavo.settings import Settings
 log = logging.getLogger("octavo.serving")
 
 _LONG_TEXT = 20_000  # bytes; longer requests are tokenised off the event loop
+_PIN_PAUSE = 10.0  # seconds before a pinned model that was unavailable is tried again
 _LAST = 2**62  # the rank of requests without a priority, where the model has no levels
 
 
@@ -65,12 +66,14 @@ class Serving:
         self._background: set[asyncio.Task[None]] = set()
         self._metrics = ServingCollector(self)
         self._pin_file = settings.workspace / PIN_FILE
+        self._pinning = asyncio.Lock()
         self._residency.pinned = read_pins(self._pin_file)
-        self._in_background(self._load_pinned())
 
     @classmethod
-    async def open(cls, settings: Settings) -> Serving:
+    async def open(cls, settings: Settings, *, keep_pinned: bool = True) -> Serving:
         """Open the repository of the settings and start the worker threads.
+
+        `keep_pinned` loads the pinned models, as a server does; who opens it for one question leaves that.
 
         Raises:
             OctavoError: the repository cannot be read.
@@ -82,7 +85,10 @@ class Serving:
         backends: dict[str, Backend] = {
             backend.name: backend for backend in (OnnxRuntimeBackend(settings), PythonBackend(settings))
         }
-        return cls(settings, repository, backends)
+        serving = cls(settings, repository, backends)
+        if keep_pinned:
+            serving._in_background(serving._load_pinned())
+        return serving
 
     async def close(self) -> None:
         """Stop watching, unload every model, stop the threads."""
@@ -101,8 +107,9 @@ class Serving:
             Invalid: the request does not fit the model.
             OctavoError: busy, out of memory, out of time, or what the model said.
         """
+        if not request.deadline:
+            request.deadline = request.arrived + self._settings.default_deadline
         version = self._to_lease(await self._catalogue.resolve(request.model, request.version), request)
-        request.deadline = _deadline(request, version, self._settings.default_deadline)
         counts = self._counts(version)
         try:
             if version.config.ensemble:
@@ -137,16 +144,27 @@ class Serving:
 
         Pins outlive the server: they are loaded again at its next start.
         """
+        async with self._pinning:
+            before = set(self._residency.pinned)
+            if pinned:
+                self._residency.pinned |= set(await self._with_steps(name))
+                try:
+                    await self.load(name)
+                except BaseException:
+                    self._residency.pinned = before
+                    raise
+            else:
+                self._residency.pinned -= set(await self._unpinned(name))
+            await asyncio.to_thread(write_pins, self._pin_file, self._residency.pinned)
+
+    async def _unpinned(self, name: str) -> list[str]:
+        """What loses its pin with a model; a model that has gone or is damaged can lose its own."""
         try:
-            names = await self._with_steps(name)
-        except NotFound:
-            if pinned or name not in self._residency.pinned:
+            return await self._with_steps(name)
+        except OctavoError:
+            if name not in self._residency.pinned:
                 raise
-            names = [name]  # the model has gone; its pin may go too
-        if pinned:
-            await self.load(name)
-        self._residency.pinned = self._residency.pinned | set(names) if pinned else self._residency.pinned - set(names)
-        await asyncio.to_thread(write_pins, self._pin_file, self._residency.pinned)
+            return [name]
 
     async def _with_steps(self, name: str, depth: int = 0) -> list[str]:
         """A model and, of an ensemble, all its steps."""
@@ -156,11 +174,23 @@ class Serving:
         return [name, *(each for step in steps for each in step)]
 
     async def _load_pinned(self) -> None:
-        for name in sorted(self._residency.pinned):
-            try:
-                await self.load(name)
-            except OctavoError as error:
-                log.warning("the pinned model %s is not in memory: %s", name, error)
+        """Load what is pinned; again after a while what could not be had just now."""
+        left = sorted(self._residency.pinned)
+        while left:
+            again: list[str] = []
+            pause = _PIN_PAUSE
+            for name in left:
+                try:
+                    await self.load(name)
+                except Unavailable as error:
+                    log.warning("the pinned model %s is not in memory yet: %s", name, error)
+                    again.append(name)
+                    pause = max(pause, error.retry_after)
+                except OctavoError as error:
+                    log.warning("the pinned model %s is not in memory: %s", name, error)
+            left = again
+            if left:
+                await asyncio.sleep(pause)
 
     async def use_version(self, name: str, version: str) -> str:
         """Answer requests without a version with this one ("newest" follows what is published); returns it."""
@@ -215,7 +245,8 @@ class Serving:
     async def index(self) -> list[ModelStatus]:
         """Every version of every model of the repository, with the reason where it is not served."""
         listings = await self._catalogue.listings()
-        return [status for listing in listings for status in self._statuses(listing)]
+        parts = self._residency.parts()
+        return [status for listing in listings for status in self._statuses(listing, parts)]
 
     def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
         """Totals of the models asked so far; all, of one model, or of one version."""
@@ -265,7 +296,11 @@ class Serving:
             pieces = await _cut(task, request)
             queue = self._queues[resident.key]
             results = await self._batcher.run(
-                queue, pieces, priority=_priority(request, version), deadline=request.deadline
+                queue,
+                pieces,
+                priority=_priority(request, version),
+                deadline=request.deadline,
+                patience=_patience(request, version),
             )
             return task.answer(request, results), sum(piece.length for piece in pieces)
         finally:
@@ -344,7 +379,7 @@ class Serving:
                 with suppress(NotFound):  # it was evicted while another version left
                     await self._residency.unload(name, resident.version.version)
 
-    def _statuses(self, listing: Listing) -> list[ModelStatus]:
+    def _statuses(self, listing: Listing, parts: Mapping[str, int]) -> list[ModelStatus]:
         name = listing.name
         if listing.error:
             return [ModelStatus(name, "", "UNAVAILABLE", listing.error, False, 0, False, False)]
@@ -354,7 +389,7 @@ class Serving:
             resident = self._residency.find(name, version)
             reason = lack or self._residency.failures.reason(name, version)
             state = resident.state if resident else ("UNAVAILABLE" if reason else READY)
-            held = self._residency.part_of(resident) if resident else 0
+            held = parts[resident.key] if resident else 0
             in_memory = resident is not None and resident.state != LOADING
             default = version == listing.default
             statuses.append(ModelStatus(name, version, state, reason, in_memory, held, pinned, default))
@@ -375,7 +410,7 @@ class Serving:
         def report(batch: BatchReport) -> None:
             counts.record_batch(batch.rows, batch.tokens, batch.longest, batch.waited, batch.computed)
 
-        apart = bool(model.slot.runner.processes())
+        apart = isinstance(model.slot.runner, RequestRunner)
         self._queues[resident.key] = self._batcher.queue(
             resident.version.name, model.task, model.limits, report, apart=apart
         )
@@ -413,17 +448,14 @@ def _priority(request: InferRequest, version: ModelVersion) -> int:
     return dynamic.default_priority_level if dynamic and levels else _LAST
 
 
-def _deadline(request: InferRequest, version: ModelVersion, default: float) -> float:
-    """The request's own deadline or the server's default, but no later than the model's queue policy has it."""
-    deadline = request.deadline or request.arrived + default
+def _patience(request: InferRequest, version: ModelVersion) -> float:
+    """Seconds the model's queue policy lets the request wait for its turn; 0 when it says nothing."""
     dynamic = version.config.dynamic_batching
     if dynamic is None:
-        return deadline
+        return 0.0
     level = request.priority or dynamic.default_priority_level
     policy = dynamic.priority_queue_policy.get(level, dynamic.default_queue_policy)
-    if not policy.default_timeout_us or policy.timeout_action == "DELAY":
-        return deadline
-    return min(deadline, request.arrived + policy.default_timeout_us / 1e6)
+    return 0.0 if policy.timeout_action == "DELAY" else policy.default_timeout_us / 1e6
 
 
 async def _cut(task: ModelTask, request: InferRequest) -> list[Piece]:

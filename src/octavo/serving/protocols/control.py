@@ -76,6 +76,8 @@ async def set_label(door: Door, call: Call) -> Reply:
     call.require("edit", model)
     given = await call.json(_SMALL_BODY)
     label, version = given.get("label"), given.get("version", "")
+    if type(version) is int:
+        version = str(version)
     if not isinstance(label, str) or not isinstance(version, str):
         raise Invalid("'label' or 'version' is not a text", model, 'Send {"label": "stable", "version": "2"}.')
     await door.service.set_label(model, label, version)
