@@ -320,4 +320,4 @@ def _draw_likeness(likeness: Any, texts: list[str]) -> str:
         + "</tr>"
         for text, row in zip(texts, likeness.tolist(), strict=True)
     )
-    return f'<p class="o-quiet">How alike the texts are (cosine)</p><table class="o-table">{rows}</table>'
+    return f'<p class="o-quiet">How alike the texts are (cosine)</p><table class="o-table o-matrix">{rows}</table>'

@@ -188,7 +188,7 @@ def _draw_budget(residency: dict[str, Any]) -> str:
 def _draw_latencies(latencies: NDArray[np.float64]) -> str:
     figure = _figure(6.4, 2.4)
     axes = figure.subplots()
-    axes.scatter(range(len(latencies)), latencies, s=5, color="#1f4e79", alpha=0.6, linewidths=0)
+    axes.scatter(range(len(latencies)), latencies, s=6, color="#4f8fd6", alpha=0.8, linewidths=0)
     axes.set(yscale="log", xlabel="request", ylabel="ms")
     axes.spines[["top", "right"]].set_visible(False)
     return _svg(figure)
