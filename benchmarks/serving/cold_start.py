@@ -3,7 +3,7 @@
 In process: octavo's backend (packed, and its quick first tier) and a plain `InferenceSession`, in turn. Through the
 server: a client asks for a model that is not in memory. Files are in the page cache throughout.
 
-    python benchmarks/serving/cold_start.py [--rounds 15]
+    python benchmarks/serving/cold_start.py [--rounds 40]
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def bars(report: Report, seen: dict[str, Starts]) -> None:
 def main() -> None:
     """Run everything."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--rounds", type=int, default=40)
     given = options.parse_args()
     workspace = octavo_workspace(CACHE / "workspace")
     report = Report("cold_start", "python benchmarks/serving/cold_start.py")

@@ -205,7 +205,7 @@ def _unnamed_workspace() -> Path:
 
 
 def existing_workspace(workspace: Path | str | None = None) -> Settings:
-    """Settings of a workspace that a command works in.
+    """Settings of a workspace that a command looks into; commands that make something make the folder too.
 
     Raises:
         NotFound: the folder that was named, by flag or environment, does not exist: a slip, most likely.

@@ -136,7 +136,7 @@ def test_versions_and_labels_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_mistyped_workspace_is_not_made(tmp_path: Path) -> None:
-    for words in (["models", "ls"], ["models", "add", "minilm"], ["bench", "minilm"]):
+    for words in (["models", "ls"], ["models", "infer", "minilm", "--text", "a"], ["bench", "minilm"]):
         assert "octavo init" in refused(tmp_path / "typo", *words)
     assert not (tmp_path / "typo").exists()
 
@@ -163,7 +163,6 @@ def test_add_refuses_what_it_cannot_build(tmp_path: Path) -> None:
 
 
 def test_add_from_a_folder(small_bert: Path, tmp_path: Path) -> None:
-    (tmp_path / "w").mkdir()
     found = run(tmp_path / "w", "models", "add", str(small_bert), "--name", "small")
     assert [(row["name"], row["version"], row["precision"]) for row in found] == [
         ("small", "1", "fp32"),

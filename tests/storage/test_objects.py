@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from octavo.errors import Conflict, Forbidden, Invalid, NotFound, OctavoError, Unavailable
@@ -187,6 +187,8 @@ def test_keys_of_plain_segments_are_accepted(segments: list[str]) -> None:
     assert check_key("/".join(plain)) == "/".join(plain)
 
 
+@example(["A|"])
+@example(["ab:", "x"])
 @given(st.lists(st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=8), min_size=1, max_size=3))
 def test_every_accepted_key_works_in_a_folder(tmp_path_factory: pytest.TempPathFactory, segments: list[str]) -> None:
     key = "/".join(segments)

@@ -103,7 +103,7 @@ def draw_job(job: Job, kinds: Mapping[str, Kind]) -> str:
 def draw_log(lines: Sequence[LogLine]) -> str:
     """The log, times in UTC."""
     if not lines:
-        return '<div class="o-card o-quiet">Nothing was written yet.</div>'
+        return '<div class="o-card o-quiet">Nothing was written.</div>'
     drawn = "\n".join(f"<time>{line.time:%H:%M:%S}</time>{escape(line.text)}" for line in lines)
     return f'<div class="o-card" style="padding: 0"><pre class="oj-log" tabindex="0">{drawn}</pre></div>'
 

@@ -16,7 +16,7 @@ from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
 from octavo.printing import print_json, print_table, say, spinner
 from octavo.running import find_running
 from octavo.serving.bench_command import bench
-from octavo.settings import existing_workspace
+from octavo.settings import existing_workspace, load_settings
 
 if TYPE_CHECKING:
     from octavo.serving.client import Client
@@ -77,7 +77,7 @@ def add(
 
     if precision not in ("fp32", "int8", "both"):
         raise Invalid(f"unknown precision {precision!r}", "--precision", "Use fp32, int8 or both.")
-    settings = existing_workspace(workspace)
+    settings = load_settings(workspace)
     repository = Repository.open(settings.repository_url, settings)
     base = name or Path(source).name.lower()
     wanted = {"fp32": [(base, "fp32")], "int8": [(base, "int8")]}.get(
@@ -100,7 +100,7 @@ def add(
         print_json(added)
         return
     for row in added:
-        typer.echo(f"added {row['name']} version {row['version']} ({row['precision']})")
+        typer.echo(f"added {row['name']} version {row['version']} ({row['precision']}) to {repository.where}")
     typer.echo(f"try it: octavo models infer {base} --text 'hello'")
 
 
@@ -185,7 +185,7 @@ def publish(
     """Add a version of a model from a folder, whole or not at all; it answers from the next look on."""
     from octavo.serving.repository import Repository
 
-    settings = existing_workspace(workspace)
+    settings = load_settings(workspace)
     version = Repository.open(settings.repository_url, settings).publish(name, folder)
     say(as_json, {"name": name, "version": version}, f"published {name} version {version}")
 

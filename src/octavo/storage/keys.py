@@ -8,6 +8,7 @@ from octavo.errors import Invalid
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _TEMPORARY = re.compile(r"#\d+$")
+_DRIVE = re.compile(r"[A-Za-z][:|]$")
 MAX_KEY_BYTES = 1024
 MAX_SEGMENT_BYTES = 220
 
@@ -17,7 +18,8 @@ def check_key(key: str) -> str:
 
     Raises:
         Invalid: empty, absolute, `.` or `..` or an empty segment, backslash, control character, a segment ending in
-            `#` and digits (the form of temporary names), too long, or not expressible in UTF-8.
+            `#` and digits (the form of temporary names) or in a letter and `:` or `|` (the form of a drive, which file
+            URLs treat apart), too long, or not expressible in UTF-8.
     """
     problem = _problem(key)
     if problem:
@@ -57,4 +59,6 @@ def _segment_problem(segment: str) -> str:
         return f"a part between slashes is longer than {MAX_SEGMENT_BYTES} bytes"
     if _TEMPORARY.search(segment):
         return "a part ends in # and digits, the form of temporary names"
+    if _DRIVE.search(segment):
+        return "a part ends in a letter and a colon or a bar, the form of a drive"
     return ""
