@@ -398,9 +398,9 @@ async def test_priorities_count_without_levels_too(tmp_path: Path, open_serving:
 
 
 async def test_the_models_own_time_in_the_queue(tmp_path: Path, open_serving: Open) -> None:
-    own = "default_queue_policy { default_timeout_microseconds: 1000 } "
+    own = "default_queue_policy { default_timeout_microseconds: 150000 } "
     config = SLOW.replace("64", "1").replace("priority_levels", f"{own}priority_levels")
-    put(tmp_path / "models", "slow", slow_model(), config)
+    put(tmp_path / "models", "slow", slow_model(400_000), config)
     serving = await open_serving(tmp_path, threads=1)
     assert (await ask(serving, "slow")).version == "1"  # neither loading nor computing counts
     outcomes = await asyncio.gather(*(ask(serving, "slow", n) for n in range(8)), return_exceptions=True)

@@ -24,6 +24,9 @@ class InferRequest:
             it has no levels.
         deadline: `time.monotonic()` seconds after which nobody waits; 0 means the server's default.
         caller: the principal's name, for metering.
+        variant: of an endpoint, the one wanted; empty: by the variants' shares.
+        session: of an endpoint, requests of one session go to one variant.
+        target: of an endpoint of many models, the one wanted.
     """
 
     model: str
@@ -36,11 +39,14 @@ class InferRequest:
     parameters: Parameters = field(default_factory=dict)
     caller: str = ""
     arrived: float = field(default_factory=time.monotonic)
+    variant: str = ""
+    session: str = ""
+    target: str = ""
 
 
 @dataclass(slots=True)
 class InferAnswer:
-    """What the model said; `usage` counts tokens where the model has them."""
+    """What the model said; `usage` counts tokens where the model has them, `variant` names an endpoint's."""
 
     model: str
     version: str
@@ -48,6 +54,7 @@ class InferAnswer:
     id: str = ""
     parameters: Parameters = field(default_factory=dict)
     usage: int = 0
+    variant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

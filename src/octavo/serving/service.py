@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from octavo.errors import DeadlineExceeded, Invalid, NotFound, OctavoError, Unavailable
@@ -23,6 +24,7 @@ from octavo.serving.backend import Backend, RequestRunner
 from octavo.serving.batching import Batcher, BatchReport, Queue
 from octavo.serving.catalogue import Catalogue, Listing
 from octavo.serving.charging import Charges
+from octavo.serving.endpoints import Endpoints
 from octavo.serving.ensemble import MAX_DEPTH, ensemble_tensors, run_ensemble
 from octavo.serving.gathering import Piece
 from octavo.serving.inference import InferAnswer, InferRequest, ModelMetadata
@@ -36,7 +38,10 @@ from octavo.serving.resident import LOADING, READY, Resident
 from octavo.serving.snapshots import ModelStatus, ResidencySnapshot, ResidentModel
 from octavo.serving.statistics import ModelStatistics
 from octavo.serving.tensors import Tensors
+from octavo.serving.traffic import Traffic
 from octavo.settings import Settings
+from octavo.storage.database import Database
+from octavo.storage.documents import Documents
 
 log = logging.getLogger("octavo.serving")
 
@@ -48,9 +53,15 @@ _LAST = 2**62  # the rank of requests without a priority, where the model has no
 class Serving:
     """The server's state; made by `open`, used on one event loop."""
 
-    def __init__(self, settings: Settings, repository: Repository, backends: dict[str, Backend]) -> None:
+    def __init__(
+        self, settings: Settings, repository: Repository, backends: dict[str, Backend], database: Database
+    ) -> None:
         serving = settings.serving
         self.repository = repository
+        self.documents = Documents(database)
+        self.endpoints = Endpoints(self.documents)
+        self.traffic = Traffic(self._infer_version)
+        self._database = database
         self._settings = serving
         self._batcher = Batcher(serving.threads or _cores(), serving.max_pending)
         self._queues: dict[str, Queue] = {}
@@ -62,6 +73,7 @@ class Serving:
             Loader(backends, serving), serving, Charges(budget), self._model_arrived, self._model_leaves
         )
         self._watcher = asyncio.create_task(self._catalogue.watch(serving.watch_seconds, self._changed))
+        self._endpoint_watcher = asyncio.create_task(self.endpoints.watch(serving.watch_seconds))
         self._refreshing: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._metrics = ServingCollector(self)
@@ -85,7 +97,10 @@ class Serving:
         backends: dict[str, Backend] = {
             backend.name: backend for backend in (OnnxRuntimeBackend(settings), PythonBackend(settings))
         }
-        serving = cls(settings, repository, backends)
+        database = Database(settings.database_url)
+        await asyncio.to_thread(database.upgrade)
+        serving = cls(settings, repository, backends, database)
+        await serving.endpoints.refresh()
         if keep_pinned:
             serving._in_background(serving._load_pinned())
         return serving
@@ -94,13 +109,29 @@ class Serving:
         """Stop watching, unload every model, stop the threads."""
         self._metrics.close()
         self._watcher.cancel()
+        self._endpoint_watcher.cancel()
+        await self.traffic.close()
         for task in (*self._refreshing.values(), *self._background):
             task.cancel()
         await self._residency.close()
         await asyncio.to_thread(self._batcher.close)
+        await asyncio.to_thread(self._database.close)
 
-    async def infer(self, request: InferRequest, depth: int = 0) -> InferAnswer:
-        """Answer one request, loading the model first when it is not in memory.
+    async def infer(self, request: InferRequest) -> InferAnswer:
+        """Answer one request for an endpoint or a model, loading the model first when it is not in memory.
+
+        Raises:
+            NotFound: no such model or version.
+            Invalid: the request does not fit the model.
+            OctavoError: busy, out of memory, out of time, or what the model said.
+        """
+        endpoint = None if request.version else self.endpoints.find(request.model)
+        if endpoint is not None:
+            return await self.traffic.answer(endpoint, request)
+        return await self._infer_version(request)
+
+    async def _infer_version(self, request: InferRequest, depth: int = 0) -> InferAnswer:
+        """Answer one request for a model of the repository.
 
         Raises:
             NotFound: no such model or version.
@@ -216,7 +247,15 @@ class Serving:
         return version
 
     async def metadata(self, name: str, version: str = "") -> ModelMetadata:
-        """Inputs, outputs and versions of a model; loads it, since only its files know their exact types."""
+        """Inputs, outputs and versions of a model, or of the model behind an endpoint.
+
+        Loads it, since only its files know their exact types.
+        """
+        if (behind := self._behind(name, version)) is not None:
+            return replace(await self._metadata(*behind), name=name)
+        return await self._metadata(name, version)
+
+    async def _metadata(self, name: str, version: str) -> ModelMetadata:
         found = await self._catalogue.resolve(name, version)
         known = await asyncio.to_thread(self.repository.availability, name)
         versions = tuple(number for number, reason in known.items() if not reason)
@@ -234,7 +273,9 @@ class Serving:
             self._residency.release(resident)
 
     def ready(self, name: str, version: str = "") -> bool:
-        """Whether a request for the model would be tried: it exists and did not fail to load lately."""
+        """Whether a request for the model or endpoint would be tried: it exists and did not fail to load lately."""
+        if (behind := self._behind(name, version)) is not None:
+            name, version = behind
         known = self._catalogue.known(name, version)
         try:
             number = known.version if known else self.repository.choose(name, version)
@@ -288,6 +329,14 @@ class Serving:
             charges.budget, charges.charged(), models, charges.shares(), counters, self._batcher.pending
         )
 
+    def _behind(self, name: str, version: str) -> tuple[str, str] | None:
+        """Model and version of the first variant of an endpoint of one model; None for whatever is a model itself."""
+        endpoint = None if version else self.endpoints.find(name)
+        if endpoint is None or endpoint.many:
+            return None
+        first = endpoint.live[0]
+        return None if first.model == name and not first.version else (first.model, first.version)
+
     async def _infer_model(self, version: ModelVersion, request: InferRequest) -> tuple[Tensors, int]:
         await self._leave_if_changed(version)
         resident = await self._residency.lease(version, request.deadline)
@@ -308,7 +357,7 @@ class Serving:
 
     async def _infer_ensemble(self, version: ModelVersion, request: InferRequest, depth: int) -> Tensors:
         _check_depth(version, depth)
-        return await run_ensemble(version.config, request, lambda step: self.infer(step, depth + 1))
+        return await run_ensemble(version.config, request, lambda step: self._infer_version(step, depth + 1))
 
     def _to_lease(self, version: ModelVersion, request: InferRequest) -> ModelVersion:
         """The version to answer with: until a new default is in memory, the one before goes on answering."""

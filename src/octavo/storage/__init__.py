@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from octavo.storage.atomic import clean_leftovers, replace_folder, write_atomic
     from octavo.storage.database import Database
+    from octavo.storage.documents import Document, Documents
     from octavo.storage.objects import ObjectInfo, Objects
     from octavo.storage.rows import Base, UtcDateTime
 
 __all__ = [
     "Base",
     "Database",
+    "Document",
+    "Documents",
     "ObjectInfo",
     "Objects",
     "UtcDateTime",
@@ -38,6 +41,8 @@ _HOME = {
     "Base": "rows",
     "UtcDateTime": "rows",
     "Database": "database",
+    "Document": "documents",
+    "Documents": "documents",
     "ObjectInfo": "objects",
     "Objects": "objects",
     "clean_leftovers": "atomic",
