@@ -99,8 +99,8 @@ def test_the_budget_and_the_counters_are_live(page: Any, live_server: Up) -> Non
             "figure.innerText.includes('cold starts') && !figure.innerText.startsWith(before + '\\n'))",
             arg=before,
         )
-        page.wait_for_function(  # its own, and weights that nobody shares; they are measured a moment after the load
+        page.wait_for_function(  # its heap, and its part of weights that other processes map too
             "() => [...document.querySelectorAll('[role=img] i')].some(part => "
-            "part.title.startsWith('minilm-int8: ') && parseFloat(part.title.split(' ').at(-2)) > 8)"
+            "part.title.startsWith('minilm-int8: ') && parseFloat(part.title.split(' ').at(-2)) > 2)"
         )
     assert page.locator("canvas").count() >= 1
