@@ -34,6 +34,9 @@ DOORS: dict[str, Door] = {
     "users": Door("octavo.access.commands:app", "Users, groups, roles and API keys of a workspace."),
     "jobs": Door("octavo.jobs.commands:app", "Long work: list, follow, cancel, retry."),
     "models": Door("octavo.serving.commands:app", "Models: list, add, load, pin, infer.", "serving", "onnxruntime"),
+    "endpoints": Door(
+        "octavo.serving.endpoint_commands:app", "Endpoints: share traffic between models.", "serving", "onnxruntime"
+    ),
     "bench": Door(
         "octavo.serving.bench_command:bench", "Measure a model's latency and throughput.", "serving", "onnxruntime"
     ),

@@ -63,11 +63,19 @@ class FakeRepository:
         return "2"
 
 
+class NoEndpoints:
+    """Models only."""
+
+    def all(self) -> list[object]:
+        return []
+
+
 class FakeServing:
     """Answers as its models' names say: `minilm` embeds, `echo` repeats its inputs, `slow` takes its time, ..."""
 
     def __init__(self) -> None:
         self.repository = FakeRepository()
+        self.endpoints = NoEndpoints()
         self.asked: list[InferRequest] = []
         self.loaded: set[str] = set()
         self.pinned: set[str] = set()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.errors import Conflict, Invalid, NotFound
+from octavo.errors import Conflict, Forbidden, Invalid, NotFound
+from octavo.serving.client import Client
 from octavo.serving.endpoint import Endpoint, Variant, parse_endpoint
 from octavo.serving.endpoints import Endpoints
 from octavo.serving.inference import InferRequest
@@ -21,6 +24,7 @@ from octavo.serving.service import Serving
 from octavo.serving.traffic import agree, model_of_target, target_model
 
 from .conftest import Open
+from .live import Up, octavo
 from .served_models import BATCHED, put, times
 from .test_tensor_task import rows
 
@@ -174,3 +178,81 @@ async def test_a_change_by_another_process_is_seen(open_serving: Open, tmp_path:
         await answers(serving)
     with pytest.raises(NotFound):
         await elsewhere.delete("front")
+
+
+def test_the_doors_of_endpoints(live_server: Up) -> None:
+    def run(*words: str) -> Any:
+        done = octavo("endpoints", *words, "--json", "--workspace", str(live_server.workspace))
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    made = run("set", "support", "old=minilm:3", "new=minilm-int8:1", "--shadow", "copy=minilm-int8:0.5")
+    assert [one["weight"] for one in made["variants"]] == [3, 1, 0.5]
+    with Client(live_server.url, token=live_server.token) as client:
+        assert client.embed(["hello"], model="support").shape == (1, 384)
+        assert {row["name"] for row in client.endpoints()} >= {"support"}
+        stale = {**{key: made[key] for key in ("name", "variants")}, "revision": made["revision"] + 5}
+        with pytest.raises(Conflict, match="meanwhile"):
+            client.set_endpoint("support", stale)
+        with pytest.raises(NotFound):
+            client.set_endpoint("support", {"variants": [{"name": "a", "model": "nowhere"}]})
+        with pytest.raises(Invalid, match="another endpoint"):
+            client.set_endpoint("support", {"name": "else", "variants": [{"name": "a", "model": "minilm"}]})
+    table = octavo("endpoints", "show", "support", "--workspace", str(live_server.workspace)).stdout
+    assert "75%" in table
+    assert "50% copied" in table
+    listed = httpx.get(f"{live_server.url}/v1/models", headers={"authorization": f"Bearer {live_server.token}"}).json()
+    assert "support" in {row["id"] for row in listed["data"]}
+    assert run("rm", "support") == {"name": "support", "removed": True}
+    assert "support" not in {row["name"] for row in run("ls")}
+
+
+@pytest.mark.parametrize(
+    "variant", ["minilm", "a=minilm:x", "a=minilm:1.2.3", "a=../etc", "a b=minilm", "a=minilm@../x", "=minilm"]
+)
+def test_a_slip_in_a_variant_is_told(live_server: Up, variant: str) -> None:
+    done = octavo("endpoints", "set", "front", variant, "--workspace", str(live_server.workspace))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_sessions_and_variants_over_the_protocols(live_server: Up) -> None:
+    headers = {"authorization": f"Bearer {live_server.token}"}
+    with (
+        httpx.Client(base_url=live_server.url, headers=headers, timeout=60) as http,
+        Client(live_server.url, token=live_server.token) as client,
+    ):
+        client.set_endpoint("twice", {"variants": [{"name": "d", "model": "double"}, {"name": "t", "model": "triple"}]})
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}
+
+        def ask(**parameters: object) -> tuple[str, float]:
+            answer = http.post("/v2/models/twice/infer", json={"inputs": [tensor], "parameters": parameters}).json()
+            return answer["parameters"]["variant"], answer["outputs"][0]["data"][0]
+
+        assert ask(variant="t") == ("t", 3)
+        assert len({ask(session="s1") for _ in range(8)}) == 1
+        assert {ask() for _ in range(40)} == {("d", 2), ("t", 3)}
+        refused = http.post("/v2/models/twice/infer", json={"inputs": [tensor], "parameters": {"variant": "q"}})
+        assert refused.status_code == 404
+        wrong = http.post("/v2/models/twice/infer", json={"inputs": [tensor], "parameters": {"session": 5}})
+        assert wrong.status_code == 400
+        assert http.get("/v2/models/twice/ready").status_code == 200
+        assert http.get("/v2/models/twice").json()["name"] == "twice"
+        client.remove_endpoint("twice")
+
+
+def test_an_endpoint_is_no_way_around_a_models_access() -> None:
+    from octavo.access import Grant, Principal
+    from octavo.serving.protocols.endpoint_api import _require_models
+    from octavo.serving.protocols.exchange import Call
+
+    editor = Principal("eve", "user", (Grant("editor", "models/acme-*"),))
+    call = Call({"type": "http", "headers": [], "state": {"principal": editor}}, None)  # type: ignore[arg-type]
+    _require_models(call, Endpoint(name="acme-front", variants=(Variant(name="a", model="acme-one"),)))
+    for wanted in (
+        Endpoint(name="acme-front", variants=(Variant(name="a", model="secret"),)),
+        Endpoint(name="acme-front", variants=(Variant(name="a"),), many=True),
+    ):
+        with pytest.raises(Forbidden):
+            _require_models(call, wanted)

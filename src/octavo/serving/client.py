@@ -130,6 +130,28 @@ class Client:
         path = f"/api/serving/models/{quote(name, safe='')}/labels"
         self._send("POST", path, orjson.dumps({"label": label, "version": version}))
 
+    def endpoints(self) -> list[dict[str, Any]]:
+        """Every endpoint with its variants."""
+        rows: list[dict[str, Any]] = self._json("GET", "/api/serving/endpoints")
+        return rows
+
+    def endpoint(self, name: str) -> dict[str, Any]:
+        """One endpoint: variants, revision, and `statistics` per variant."""
+        found: dict[str, Any] = self._json("GET", f"/api/serving/endpoints/{quote(name, safe='')}")
+        return found
+
+    def set_endpoint(self, name: str, endpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Make an endpoint or change it, whole; with `revision` in it only over that revision."""
+        body = orjson.dumps(dict(endpoint))
+        found: dict[str, Any] = orjson.loads(
+            self._send("PUT", f"/api/serving/endpoints/{quote(name, safe='')}", body).content
+        )
+        return found
+
+    def remove_endpoint(self, name: str) -> None:
+        """Take an endpoint away; its models stay."""
+        self._send("DELETE", f"/api/serving/endpoints/{quote(name, safe='')}")
+
     def ready(self) -> bool:
         """Whether the server answers; never raises."""
         try:

@@ -107,7 +107,7 @@ def add(
 @app.command()
 def load(name: Name, workspace: Workspace = None, as_json: AsJson = False) -> None:
     """Bring a model into the running server's memory."""
-    with _server(workspace) as client:
+    with server(workspace) as client:
         client.load(name)
     say(as_json, {"name": name, "loaded": True}, f"{name} is in memory")
 
@@ -115,7 +115,7 @@ def load(name: Name, workspace: Workspace = None, as_json: AsJson = False) -> No
 @app.command()
 def unload(name: Name, workspace: Workspace = None, as_json: AsJson = False) -> None:
     """Send a model out of the running server's memory; the next request loads it again."""
-    with _server(workspace) as client:
+    with server(workspace) as client:
         client.unload(name)
     say(as_json, {"name": name, "loaded": False}, f"{name} has left memory")
 
@@ -128,7 +128,7 @@ def pin(
     as_json: AsJson = False,
 ) -> None:
     """Keep a model in the running server's memory."""
-    with _server(workspace) as client:
+    with server(workspace) as client:
         client.pin(name, not off)
     say(as_json, {"name": name, "pinned": not off}, f"{name} is {'no longer ' if off else ''}pinned")
 
@@ -236,7 +236,8 @@ def find_server(settings: Settings) -> Client | None:
     return client if client.ready() else None
 
 
-def _server(workspace: Path | None) -> Client:
+def server(workspace: Path | None) -> Client:
+    """A client of the running server; `Unavailable` when there is none."""
     settings = existing_workspace(workspace)
     client = find_server(settings)
     if client is None:

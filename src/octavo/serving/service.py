@@ -24,6 +24,7 @@ from octavo.serving.backend import Backend, RequestRunner
 from octavo.serving.batching import Batcher, BatchReport, Queue
 from octavo.serving.catalogue import Catalogue, Listing
 from octavo.serving.charging import Charges
+from octavo.serving.endpoint import Endpoint
 from octavo.serving.endpoints import Endpoints
 from octavo.serving.ensemble import MAX_DEPTH, ensemble_tensors, run_ensemble
 from octavo.serving.gathering import Piece
@@ -41,7 +42,7 @@ from octavo.serving.tensors import Tensors
 from octavo.serving.traffic import Traffic
 from octavo.settings import Settings
 from octavo.storage.database import Database
-from octavo.storage.documents import Documents
+from octavo.storage.documents import Document, Documents
 
 log = logging.getLogger("octavo.serving")
 
@@ -152,6 +153,18 @@ class Serving:
             raise
         counts.record_request(time.monotonic() - request.arrived, failed=False)
         return InferAnswer(request.model, version.version, outputs, request.id, usage=usage)
+
+    async def declare_endpoint(self, endpoint: Endpoint, revision: int | None = None) -> Document:
+        """Make an endpoint or change it; with `revision` only over that.
+
+        Raises:
+            NotFound: a variant's model or version is not there or not served.
+            Conflict: it was changed meanwhile.
+        """
+        for variant in endpoint.variants:
+            if variant.model:
+                await asyncio.to_thread(self.repository.choose, variant.model, variant.version)
+        return await self.endpoints.put(endpoint, revision)
 
     async def load(self, name: str, version: str = "", depth: int = 0) -> None:
         """Bring a model into memory now, in its full form, whatever failed before; of an ensemble, its steps."""

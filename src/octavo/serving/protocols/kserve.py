@@ -104,7 +104,16 @@ def _apply(parameters: dict[str, bool | int | float | str], request: InferReques
     timeout = _count(parameters, "timeout", "Send microseconds.")
     if timeout:
         request.deadline = request.arrived + timeout / 1e6
+    request.variant = _text(parameters, "variant")
+    request.session = _text(parameters, "session")
     request.parameters = parameters
+
+
+def _text(parameters: dict[str, bool | int | float | str], key: str) -> str:
+    value = parameters.get(key, "")
+    if not isinstance(value, str) or len(value) > _MAX_ID:
+        raise Invalid(f"{key!r} is not a short text", "parameters", f"Send up to {_MAX_ID} characters.")
+    return value
 
 
 def _count(parameters: dict[str, Any], key: str, fix: str) -> int:
@@ -244,8 +253,9 @@ def serialise(answer: InferAnswer, inference: Inference) -> Reply:
     """
     header: dict[str, Any] = {"id": answer.id} if answer.id else {}
     header |= {"model_name": answer.model, "model_version": answer.version}
-    if answer.parameters:
-        header["parameters"] = dict(answer.parameters)
+    told = {"variant": answer.variant} if answer.variant else {}
+    if answer.parameters or told:
+        header["parameters"] = dict(answer.parameters) | told
     plain = OutputForm(inference.binary)
     described: list[dict[str, Any]] = []
     binary: list[bytes] = []

@@ -1,7 +1,8 @@
 """OpenAI's embeddings and models endpoints, as its clients speak them.
 
 Two things differ from OpenAI's own server: an empty text is embedded, not refused, and `dimensions` works for every
-model: the vector is cut to that length and scaled back to length 1.
+model: the vector is cut to that length and scaled back to length 1. Of an endpoint, requests with the same `user` go to
+one variant.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from octavo.serving.tensors import Array, Tensors
 MAX_TOKENS = 8192
 
 _OUTPUT = "embedding"
+_MAX_USER = 1024
 _TYPE_OF_STATUS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODE_OF_STATUS = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
 _FIELDS = ("model", "input", "encoding_format", "dimensions")
@@ -57,8 +59,11 @@ def parse(body: bytes, max_inputs: int, caller: str = "") -> EmbeddingsRequest:
     dimensions = given.get("dimensions")
     if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
         raise Invalid("'dimensions' is not a whole number of 1 or more", "dimensions")
+    user = given.get("user") or ""
+    if not isinstance(user, str) or len(user) > _MAX_USER:
+        raise Invalid("'user' is not a short text", "user", f"Send up to {_MAX_USER} characters.")
     request = InferRequest(
-        check_name(model), _inputs(given.get("input"), max_inputs), outputs=(_OUTPUT,), caller=caller
+        check_name(model), _inputs(given.get("input"), max_inputs), outputs=(_OUTPUT,), caller=caller, session=user
     )
     return EmbeddingsRequest(request, form == "base64", dimensions or 0)
 
@@ -147,7 +152,7 @@ async def embeddings(door: Door, call: Call) -> Reply:
 
 async def models(door: Door, call: Call) -> Reply:
     """List the models."""
-    names = sorted({status.name for status in await door.service.index()})
+    names = sorted(await _names(door))
     visible = call.visible(names)
     return json_reply({"object": "list", "data": [_model(name) for name in names if name in visible]})
 
@@ -156,9 +161,15 @@ async def model(door: Door, call: Call) -> Reply:
     """One model."""
     name = call.model
     call.require("view", name)
-    if name not in {status.name for status in await door.service.index()}:
+    if name not in await _names(door):
         raise NotFound(f"the model {name!r} does not exist", "model", "GET /v1/models lists what does.")
     return json_reply(_model(name))
+
+
+async def _names(door: Door) -> set[str]:
+    """Models of the repository, and endpoints of one model."""
+    endpoints = {endpoint.name for endpoint in door.service.endpoints.all() if not endpoint.many}
+    return {status.name for status in await door.service.index()} | endpoints
 
 
 def _model(name: str) -> dict[str, Any]:
