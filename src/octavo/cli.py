@@ -167,7 +167,7 @@ def status(workspace: Workspace = None, as_json: AsJson = False) -> None:
         raise typer.Exit(NOT_RUNNING)
     facts = _ask_status(running)
     if as_json:
-        _print_json({"running": True, "url": running.url, **facts})
+        _print_json({"running": True, "url": running.url, "grpc": running.grpc, **facts})
         return
     typer.echo(f"octavo {facts['version']} at {running.url}, process {running.pid}")
     typer.echo(f"workspace  {facts['workspace']}")
@@ -269,10 +269,12 @@ def _open(name: str, door: Door) -> Any:
 
 def _tell_started(running: Running, first_token: str | None, settings: Settings, as_json: bool) -> None:
     if as_json:
-        _print_json({"url": running.url, "pid": running.pid, "token": first_token})
+        _print_json({"url": running.url, "grpc": running.grpc, "pid": running.pid, "token": first_token})
         sys.stdout.flush()
         return
     typer.echo(f"octavo is running at {running.url}  (workspace {settings.workspace}; stop with Ctrl-C)")
+    if running.grpc:
+        typer.echo(f"gRPC (KServe v2) at {running.grpc}")
     if first_token:
         typer.echo(f"First start. Sign in here:\n\n    {running.url}/login?token={first_token}\n")
         typer.echo("Keep the token: it is the admin's and is not shown again. `octavo users` makes others.")

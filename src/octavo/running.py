@@ -17,11 +17,12 @@ from octavo.storage.atomic import write_atomic
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A running server: its address, process id, and an admin token that ends with it."""
+    """A running server: its address, process id, an admin token that ends with it, and its gRPC address or nothing."""
 
     url: str
     pid: int
     token: str
+    grpc: str = ""
 
 
 def find_running(settings: Settings) -> Running | None:
@@ -29,7 +30,7 @@ def find_running(settings: Settings) -> Running | None:
     file = _file(settings)
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        running = Running(str(values["url"]), int(values["pid"]), str(values["token"]))
+        running = Running(str(values["url"]), int(values["pid"]), str(values["token"]), str(values.get("grpc", "")))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # none was started, or it is just starting or stopping
     return running if _locked(settings) else None

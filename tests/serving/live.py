@@ -37,6 +37,7 @@ class Up:
     pid: int
     workspace: Path
     token: str = TOKEN
+    grpc: str = ""
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def octavo_up(workspace: Path, **environment: str) -> Iterator[Up]:
         line = process.stdout.readline()
         assert line, (workspace / "stderr").read_text()
         told = json.loads(line)
-        yield Up(told["url"], told["pid"], workspace)
+        yield Up(told["url"], told["pid"], workspace, grpc=told["grpc"])
     finally:
         process.terminate()
         try:

@@ -15,7 +15,7 @@ import psutil
 from octavo.web.wings import Wing, wings, work_modules
 
 if TYPE_CHECKING:
-    from octavo.access import Access
+    from octavo.access import Access, Principal
     from octavo.jobs import Jobs
     from octavo.settings import Settings
     from octavo.storage.database import Database
@@ -36,6 +36,7 @@ class House:
     jobs: Jobs | None = None
     services: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
+    listeners: list[Any] = field(default_factory=list)
 
     @classmethod
     async def open(cls, settings: Settings) -> House:
@@ -61,11 +62,26 @@ class House:
             raise
         return house
 
+    async def listen(self, http_port: int) -> int:
+        """Open the ports that wings have beside the HTTP one; the gRPC port, 0 when there is none."""
+
+        async def authenticate(token: str) -> Principal | None:
+            known = self.access.remembered(token)
+            return known or await asyncio.to_thread(self.access.authenticate, token)
+
+        for wing, service in self.installed():
+            door = wing.door("listener")
+            found = await door.GrpcListener.open(service, self.settings, http_port, authenticate) if door else None
+            if found is not None:
+                self.listeners.append(found)
+        return self.listeners[0].port if self.listeners else 0
+
     async def close(self) -> None:
         """Close all, top floor first; a part that fails to close does not keep the others open."""
         closers: list[tuple[str, Callable[[], Awaitable[Any]]]] = [
-            (name, service.close) for name, service in reversed(self.services.items())
+            ("gRPC", listener.close) for listener in self.listeners
         ]
+        closers += [(name, service.close) for name, service in reversed(self.services.items())]
         if self.jobs is not None:
             closers.append(("jobs", partial(asyncio.to_thread, self.jobs.close)))
         for name, close in closers:
@@ -73,6 +89,7 @@ class House:
                 await close()
             except Exception:
                 log.exception("%s did not close cleanly", name)
+        self.listeners.clear()
         self.services.clear()
         self.jobs = None
         await asyncio.to_thread(self.database.close)

@@ -44,7 +44,8 @@ async def _serve(settings: Settings, listener: socket.socket, started: Started) 
             timeout_graceful_shutdown=_FINISH_SECONDS,
             lifespan="on",
         )
-        running = Running(_url(listener), os.getpid(), house.access.issue_run_token())
+        grpc = await _listen(house, listener)
+        running = Running(_url(listener), os.getpid(), house.access.issue_run_token(), grpc)
         await _Server(config, settings, house, running, started).serve([listener])
     finally:
         await house.close()
@@ -106,6 +107,17 @@ class _Server(uvicorn.Server):
 def _url(listener: socket.socket) -> str:
     """An address that works on this machine, whatever is listened on."""
     host, port = listener.getsockname()[:2]
+    return f"http://{_address(host, port)}"
+
+
+async def _listen(house: House, listener: socket.socket) -> str:
+    """Open the ports beside the HTTP one; the gRPC address, empty when there is none."""
+    host, port = listener.getsockname()[:2]
+    grpc = await house.listen(port)
+    return _address(host, grpc) if grpc else ""
+
+
+def _address(host: str, port: int) -> str:
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -6,6 +6,7 @@ no network, no model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ from octavo.serving.tensors import Array, Tensors, check_shape, datatype_of, dec
 
 HEADER_LENGTH = b"inference-header-content-length"
 
-_MAX_AXES = 32
-_MAX_ID = 1024
+MAX_AXES = 32
+MAX_ID = 1024
 _KINDS_FOR = {"b": "b", "u": "ui", "i": "ui", "f": "fui"}
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 
@@ -56,16 +57,16 @@ def parse(body: bytes, header_length: bytes | None, model: str, version: str = "
     """
     size = len(body) if header_length is None else _header_size(header_length, len(body))
     header = parse_object(body if size == len(body) else memoryview(body)[:size])
-    parameters = _parameters(header, "the request")
+    parameters = parameters_of(header, "the request")
     forms = _forms(header.get("outputs"), parameters)
     identity = header.get("id", "")
-    if not isinstance(identity, str) or len(identity) > _MAX_ID:
-        raise Invalid("'id' is not a string", "id", f"Send up to {_MAX_ID} characters.")
+    if not isinstance(identity, str) or len(identity) > MAX_ID:
+        raise Invalid("'id' is not a string", "id", f"Send up to {MAX_ID} characters.")
     request = InferRequest(
         model, _inputs(header.get("inputs"), memoryview(body)[size:]), version, tuple(forms), identity, caller=caller
     )
     if parameters:
-        _apply(parameters, request)
+        apply_parameters(parameters, request)
     return Inference(request, forms, parameters.get("binary_data_output") is True)
 
 
@@ -79,7 +80,8 @@ def _header_size(text: bytes, length: int) -> int:
     return int(text)
 
 
-def _parameters(owner: dict[str, Any], of: str) -> dict[str, bool | int | float | str]:
+def parameters_of(owner: Mapping[str, Any], of: str) -> dict[str, bool | int | float | str]:
+    """The `parameters` of a request or tensor; raises `Invalid` for values of other kinds and for shared memory."""
     parameters = owner.get("parameters")
     if parameters is None:
         return {}
@@ -93,15 +95,15 @@ def _parameters(owner: dict[str, Any], of: str) -> dict[str, bool | int | float 
     return parameters
 
 
-def _apply(parameters: dict[str, bool | int | float | str], request: InferRequest) -> None:
+def apply_parameters(parameters: dict[str, bool | int | float | str], request: InferRequest) -> None:
     """Lay what the protocol gives a meaning to over the request."""
     if any(parameters.get(key) for key in _SEQUENCE):
         raise Invalid("sequences are not served", "parameters", "Send each request with all it needs.")
     binary = parameters.get("binary_data_output", False)
     if not isinstance(binary, bool):
         raise Invalid("'binary_data_output' is not true or false", "parameters")
-    request.priority = _count(parameters, "priority", "Send 0 (default) or 1 (most urgent) and up.")
-    timeout = _count(parameters, "timeout", "Send microseconds.")
+    request.priority = count_of(parameters, "priority", "Send 0 (default) or 1 (most urgent) and up.")
+    timeout = count_of(parameters, "timeout", "Send microseconds.")
     if timeout:
         request.deadline = request.arrived + timeout / 1e6
     request.variant = _text(parameters, "variant")
@@ -111,12 +113,13 @@ def _apply(parameters: dict[str, bool | int | float | str], request: InferReques
 
 def _text(parameters: dict[str, bool | int | float | str], key: str) -> str:
     value = parameters.get(key, "")
-    if not isinstance(value, str) or len(value) > _MAX_ID:
-        raise Invalid(f"{key!r} is not a short text", "parameters", f"Send up to {_MAX_ID} characters.")
+    if not isinstance(value, str) or len(value) > MAX_ID:
+        raise Invalid(f"{key!r} is not a short text", "parameters", f"Send up to {MAX_ID} characters.")
     return value
 
 
-def _count(parameters: dict[str, Any], key: str, fix: str) -> int:
+def count_of(parameters: Mapping[str, Any], key: str, fix: str) -> int:
+    """A parameter that is a whole number of 0 or more; 0 when it is not there."""
     value = parameters.get(key, 0)
     if type(value) is not int or not 0 <= value < 2**63:
         raise Invalid(f"{key!r} is not a whole number of 0 or more", "parameters", fix)
@@ -133,11 +136,11 @@ def _forms(outputs: object, parameters: dict[str, Any]) -> dict[str, OutputForm]
         name = _name(output, "output")
         if name in forms:
             raise Invalid(f"output {name!r} is asked for twice", "outputs")
-        own = _parameters(output, f"output {name!r}")
+        own = parameters_of(output, f"output {name!r}")
         binary = own.get("binary_data", parameters.get("binary_data_output", False))
         if not isinstance(binary, bool):
             raise Invalid(f"'binary_data' of output {name!r} is not true or false", "outputs")
-        forms[name] = OutputForm(binary, _count(own, "classification", "Send how many classes you want."))
+        forms[name] = OutputForm(binary, count_of(own, "classification", "Send how many classes you want."))
     return forms
 
 
@@ -163,7 +166,7 @@ def _inputs(inputs: object, binary: memoryview) -> Tensors:
         if not isinstance(datatype, str):
             raise Invalid(f"input {name!r} has no datatype", "inputs", "Name one, as FP32.")
         shape = _shape(given.get("shape"), name)
-        size = _parameters(given, f"input {name!r}").get("binary_data_size")
+        size = parameters_of(given, f"input {name!r}").get("binary_data_size")
         if size is None:
             tensors[name] = _from_json(given.get("data"), datatype, shape, name)
             continue
@@ -181,8 +184,8 @@ def _inputs(inputs: object, binary: memoryview) -> Tensors:
 def _shape(shape: object, name: str) -> tuple[int, ...]:
     if not isinstance(shape, list) or any(type(axis) is not int for axis in shape):
         raise Invalid(f"input {name!r} has no shape", "inputs", "Send a list of whole numbers, as [1, 3].")
-    if len(shape) > _MAX_AXES:
-        raise Invalid(f"input {name!r} has {len(shape)} axes", "inputs", f"At most {_MAX_AXES} are taken.")
+    if len(shape) > MAX_AXES:
+        raise Invalid(f"input {name!r} has {len(shape)} axes", "inputs", f"At most {MAX_AXES} are taken.")
     check_shape(tuple(max(axis, 1) if axis >= 0 else axis for axis in shape), name)
     return tuple(shape)
 

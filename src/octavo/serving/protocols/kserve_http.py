@@ -16,7 +16,7 @@ from octavo.serving.protocols.kserve import HEADER_LENGTH, parse, serialise
 from octavo.serving.statistics import Duration, ModelStatistics
 from octavo.serving.tensors import TensorSpec
 
-_EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
 _SMALL_BODY = 2**20  # bytes a control request may have
 _WORTH_PACKING = 1024
 _BINARY = "application/octet-stream"
@@ -45,7 +45,7 @@ def _packed(reply: Reply, accepted: bytes | None) -> Reply:
 
 async def server(_door: Door, _call: Call) -> Reply:
     """What this server is."""
-    return json_reply({"name": "octavo", "version": octavo.__version__, "extensions": _EXTENSIONS})
+    return json_reply({"name": "octavo", "version": octavo.__version__, "extensions": EXTENSIONS})
 
 
 async def healthy(_door: Door, _call: Call) -> Reply:
@@ -95,17 +95,18 @@ async def model_statistics(door: Door, call: Call) -> Reply:
     """What one model did since the server started."""
     model = call.model
     call.require("view", model)
-    return json_reply({"model_stats": [_statistics(one) for one in door.service.statistics(model, call.version)]})
+    return json_reply({"model_stats": [statistics_row(one) for one in door.service.statistics(model, call.version)]})
 
 
 async def all_statistics(door: Door, call: Call) -> Reply:
     """What every model did since the server started."""
     found = door.service.statistics()
     visible = call.visible([one.name for one in found])
-    return json_reply({"model_stats": [_statistics(one) for one in found if one.name in visible]})
+    return json_reply({"model_stats": [statistics_row(one) for one in found if one.name in visible]})
 
 
-def _statistics(model: ModelStatistics) -> dict[str, Any]:
+def statistics_row(model: ModelStatistics) -> dict[str, Any]:
+    """What one model version did, in the form of the statistics extension."""
     nothing = Duration()
     return {
         "name": model.name,
