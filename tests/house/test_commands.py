@@ -28,7 +28,7 @@ def test_from_an_empty_folder_to_a_running_server_and_back(tmp_path: Path) -> No
     assert process.stdout is not None
     try:
         assert select.select([process.stdout], [], [], 60)[0]
-        lines = [process.stdout.readline() for _ in range(4)]
+        lines = [process.stdout.readline() for _ in range(5)]  # addresses, then the link
         assert "is running at http://127.0.0.1:" in lines[0]
         link = next(line.strip() for line in lines if "/login?token=" in line)
         with httpx.Client(follow_redirects=True, trust_env=False) as browser:
