@@ -68,18 +68,19 @@ def test_a_deleted_document_is_gone(documents: Documents) -> None:
 def test_of_many_writers_over_one_revision_one_wins(documents: Documents) -> None:
     documents.create("plan", "one", {"by": -1})
     won: list[int] = []
+    lost: list[int] = []
 
     def write(number: int) -> None:
         try:
             documents.put("plan", "one", {"by": number}, revision=1)
             won.append(number)
         except Conflict:
-            pass
+            lost.append(number)
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(won) == 1
+    assert (len(won), len(lost)) == (1, 5)
     assert documents.get("plan", "one").body == {"by": won[0]}

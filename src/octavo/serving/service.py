@@ -19,7 +19,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from octavo.errors import DeadlineExceeded, Invalid, NotFound, OctavoError, Unavailable
+from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
+from octavo.serving.admission import cut, patience_of, priority_of
 from octavo.serving.backend import Backend, RequestRunner
 from octavo.serving.batching import Batcher, BatchReport, Queue
 from octavo.serving.catalogue import Catalogue, Listing
@@ -27,12 +28,11 @@ from octavo.serving.charging import Charges
 from octavo.serving.endpoint import Endpoint
 from octavo.serving.endpoints import Endpoints
 from octavo.serving.ensemble import MAX_DEPTH, ensemble_tensors, run_ensemble
-from octavo.serving.gathering import Piece
 from octavo.serving.inference import InferAnswer, InferRequest, ModelMetadata
-from octavo.serving.loading import LoadedModel, Loader, ModelTask
+from octavo.serving.loading import LoadedModel, Loader
 from octavo.serving.memory import available_bytes
 from octavo.serving.metrics import ServingCollector
-from octavo.serving.pins import PIN_FILE, read_pins, write_pins
+from octavo.serving.pins import PIN_FILE, Pins
 from octavo.serving.repository import Change, ModelVersion, Repository
 from octavo.serving.residency import Residency
 from octavo.serving.resident import LOADING, READY, Resident
@@ -45,10 +45,6 @@ from octavo.storage.database import Database
 from octavo.storage.documents import Document, Documents
 
 log = logging.getLogger("octavo.serving")
-
-_LONG_TEXT = 20_000  # bytes; longer requests are tokenised off the event loop
-_PIN_PAUSE = 10.0  # seconds before a pinned model that was unavailable is tried again
-_LAST = 2**62  # the rank of requests without a priority, where the model has no levels
 
 
 class Serving:
@@ -78,9 +74,7 @@ class Serving:
         self._refreshing: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._metrics = ServingCollector(self)
-        self._pin_file = settings.workspace / PIN_FILE
-        self._pinning = asyncio.Lock()
-        self._residency.pinned = read_pins(self._pin_file)
+        self._pins = Pins(settings.workspace / PIN_FILE, self._residency.pinned, self._with_steps, self.load)
 
     @classmethod
     async def open(cls, settings: Settings, *, keep_pinned: bool = True) -> Serving:
@@ -103,7 +97,7 @@ class Serving:
         serving = cls(settings, repository, backends, database)
         await serving.endpoints.refresh()
         if keep_pinned:
-            serving._in_background(serving._load_pinned())
+            serving._in_background(serving._pins.load_all())
         return serving
 
     async def close(self) -> None:
@@ -188,27 +182,7 @@ class Serving:
 
         Pins outlive the server: they are loaded again at its next start.
         """
-        async with self._pinning:
-            before = set(self._residency.pinned)
-            if pinned:
-                self._residency.pinned |= set(await self._with_steps(name))
-                try:
-                    await self.load(name)
-                except BaseException:
-                    self._residency.pinned = before
-                    raise
-            else:
-                self._residency.pinned -= set(await self._unpinned(name))
-            await asyncio.to_thread(write_pins, self._pin_file, self._residency.pinned)
-
-    async def _unpinned(self, name: str) -> list[str]:
-        """What loses its pin with a model; a model that has gone or is damaged can lose its own."""
-        try:
-            return await self._with_steps(name)
-        except OctavoError:
-            if name not in self._residency.pinned:
-                raise
-            return [name]
+        await (self._pins.add(name) if pinned else self._pins.remove(name))
 
     async def _with_steps(self, name: str, depth: int = 0) -> list[str]:
         """A model and, of an ensemble, all its steps."""
@@ -216,25 +190,6 @@ class Serving:
         _check_depth(found, depth)
         steps = [await self._with_steps(step.model, depth + 1) for step in found.config.ensemble]
         return [name, *(each for step in steps for each in step)]
-
-    async def _load_pinned(self) -> None:
-        """Load what is pinned; again after a while what could not be had just now."""
-        left = sorted(self._residency.pinned)
-        while left:
-            again: list[str] = []
-            pause = _PIN_PAUSE
-            for name in left:
-                try:
-                    await self.load(name)
-                except Unavailable as error:
-                    log.warning("the pinned model %s is not in memory yet: %s", name, error)
-                    again.append(name)
-                    pause = max(pause, error.retry_after)
-                except OctavoError as error:
-                    log.warning("the pinned model %s is not in memory: %s", name, error)
-            left = again
-            if left:
-                await asyncio.sleep(pause)
 
     async def use_version(self, name: str, version: str) -> str:
         """Answer requests without a version with this one ("newest" follows what is published); returns it."""
@@ -355,14 +310,14 @@ class Serving:
         resident = await self._residency.lease(version, request.deadline)
         try:
             task = _model(resident).task
-            pieces = await _cut(task, request)
+            pieces = await cut(task, request)
             queue = self._queues[resident.key]
             results = await self._batcher.run(
                 queue,
                 pieces,
-                priority=_priority(request, version),
+                priority=priority_of(request, version),
                 deadline=request.deadline,
-                patience=_patience(request, version),
+                patience=patience_of(request, version),
             )
             return task.answer(request, results), sum(piece.length for piece in pieces)
         finally:
@@ -497,42 +452,3 @@ def _model(resident: Resident) -> LoadedModel:
     if resident.model is None:
         raise Unavailable("the model is leaving memory", resident.key, "Send the request again.")
     return resident.model
-
-
-def _priority(request: InferRequest, version: ModelVersion) -> int:
-    """1 is the most urgent; a request without a number has the model's default level, or comes after all numbers."""
-    dynamic = version.config.dynamic_batching
-    levels = dynamic.priority_levels if dynamic else 0
-    if levels and request.priority > levels:
-        raise Invalid(f"priority {request.priority} is over the model's {levels} levels", version.name)
-    if request.priority:
-        return request.priority
-    return dynamic.default_priority_level if dynamic and levels else _LAST
-
-
-def _patience(request: InferRequest, version: ModelVersion) -> float:
-    """Seconds the model's queue policy lets the request wait for its turn; 0 when it says nothing."""
-    dynamic = version.config.dynamic_batching
-    if dynamic is None:
-        return 0.0
-    level = request.priority or dynamic.default_priority_level
-    policy = dynamic.priority_queue_policy.get(level, dynamic.default_queue_policy)
-    return 0.0 if policy.timeout_action == "DELAY" else policy.default_timeout_us / 1e6
-
-
-async def _cut(task: ModelTask, request: InferRequest) -> list[Piece]:
-    """The request's pieces; long texts are tokenised in a thread, for no longer than the deadline allows."""
-    if _text_bytes(request) <= _LONG_TEXT:
-        return task.pieces(request)
-    try:
-        async with asyncio.timeout(request.deadline - time.monotonic()):
-            return await asyncio.to_thread(task.pieces, request)
-    except TimeoutError:
-        raise DeadlineExceeded(
-            "the deadline passed while the text was cut into tokens", request.model, "Send less, or allow more time."
-        ) from None
-
-
-def _text_bytes(request: InferRequest) -> int:
-    text = request.inputs.get("text")
-    return sum(map(len, text.ravel().tolist())) if text is not None and text.dtype == object else 0
