@@ -1,4 +1,4 @@
-"""Declared things, and what models used."""
+"""Declared things: small JSON documents by kind and name."""
 
 from __future__ import annotations
 
@@ -24,17 +24,3 @@ def upgrade() -> None:
         sa.Column("updated", TIME, nullable=False),
         sa.PrimaryKeyConstraint("kind", "name", name="pk_documents"),
     )
-    op.create_table(
-        "serving_usage",
-        sa.Column("hour", TIME, nullable=False),
-        sa.Column("model", sa.String(255), nullable=False),
-        sa.Column("version", sa.String(20), nullable=False),
-        sa.Column("caller", sa.String(200), nullable=False),
-        sa.Column("requests", sa.BigInteger, nullable=False),
-        sa.Column("failures", sa.BigInteger, nullable=False),
-        sa.Column("cold_starts", sa.BigInteger, nullable=False),
-        sa.Column("cpu_seconds", sa.Double, nullable=False),
-        sa.Column("byte_seconds", sa.Double, nullable=False),
-        sa.PrimaryKeyConstraint("hour", "model", "version", "caller", name="pk_serving_usage"),
-    )
-    op.create_index("ix_serving_usage_model", "serving_usage", ["model", "hour"])
