@@ -14,14 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.errors import Conflict, Forbidden, Invalid, NotFound
+from octavo.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from octavo.serving.client import Client
 from octavo.serving.endpoint import Endpoint, Variant, parse_endpoint
 from octavo.serving.endpoints import Endpoints
 from octavo.serving.inference import InferRequest
 from octavo.serving.repository import Change
 from octavo.serving.service import Serving
-from octavo.serving.traffic import agree, model_of_target, target_model
+from octavo.serving.traffic import agree
+from octavo.settings import load_settings
 
 from .conftest import Open
 from .live import Up, octavo
@@ -42,7 +43,7 @@ A, B = Variant(name="a", model="one"), Variant(name="b", model="two", weight=3)
         ({"name": "x", "variants": []}, "needs a variant"),
         ({"name": "../x", "variants": [{"name": "a", "model": "m"}]}, "not a model name"),
         ({"name": "x", "variants": [{"name": "a", "model": "m/../n"}]}, "not a model name"),
-        ({"name": "x", "variants": [{"name": "a"}]}, "names no model"),
+        ({"name": "x", "variants": [{"name": "a"}]}, "variants.0.model"),
         ({"name": "x", "variants": [{"name": "a", "model": "m", "weight": -1}]}, "weight"),
         ({"name": "x", "variants": [{"name": "a", "model": "m", "colour": 1}]}, "unknown field variants.0.colour"),
         ({"name": "x", "variants": [{"name": "a", "model": "m"}] * 2}, "one name"),
@@ -58,7 +59,7 @@ def test_a_wrong_declaration_names_what_is_wrong(given: dict[str, Any], says: st
 
 
 def test_a_declaration_survives_being_written() -> None:
-    one = endpoint(A, B, Variant(name="s", model="three", shadow=True, weight=0.5), about={"tag": "x"})
+    one = endpoint(A, B, Variant(name="s", model="three", shadow=True, weight=0.5))
     assert parse_endpoint(one.model_dump(mode="json")) == one
 
 
@@ -86,17 +87,6 @@ def test_a_named_variant_is_taken_and_weight_zero_gets_nothing_else() -> None:
         both.choose("q")
 
 
-def test_target_models() -> None:
-    many = Endpoint(name="mme", variants=(Variant(name="all"),), many=True, target_prefix="mme.")
-    assert target_model(many, many.live[0], "cust-1/enc_v1.tar.gz") == "mme.cust-1.enc_v1"
-    for wrong in ("", "a b", "x" * 300, "cust/?"):
-        with pytest.raises(Invalid):
-            target_model(many, many.live[0], wrong)
-    with pytest.raises(Invalid, match="one model"):
-        target_model(endpoint(A), A, "x.tar.gz")
-    assert model_of_target("/a.tar.gz") == "a"
-
-
 def test_agreement_of_answers() -> None:
     x = np.array([1.0, np.nan], dtype=np.float32)
     assert agree({"y": x}, {"y": x * 1.0001})
@@ -121,7 +111,7 @@ async def answers(serving: Serving, count: int = 1, **more: Any) -> list[Any]:
 
 async def test_an_endpoint_answers_under_its_own_name(open_serving: Open, tmp_path: Path) -> None:
     serving = await served(open_serving, tmp_path)
-    await serving.endpoints.create(endpoint(A, B))
+    await serving.endpoints.put(endpoint(A, B))
     assert set(await answers(serving, 60)) == {("front", "a", 1.0), ("front", "b", 2.0)}
     assert await answers(serving, variant="a") == [("front", "a", 1.0)]
     counts = {one.variant: one.successes.count for one in serving.traffic.statistics("front")}
@@ -135,7 +125,7 @@ async def test_a_shadow_gets_copies_and_changes_nothing(open_serving: Open, tmp_
     same = Variant(name="same", model="one", shadow=True)
     other = Variant(name="other", model="three", shadow=True)
     gone = Variant(name="gone", model="nowhere", shadow=True)
-    await serving.endpoints.create(endpoint(A, same, other, gone))
+    await serving.endpoints.put(endpoint(A, same, other, gone))
     assert set(await answers(serving, 20)) == {("front", "a", 1.0)}
     while sum(one.successes.count + one.failures.count for one in serving.traffic.statistics("front")) < 80:
         await asyncio.sleep(0.01)
@@ -150,7 +140,7 @@ async def test_an_endpoint_of_a_models_own_name_rolls_out_its_versions(open_serv
     put(tmp_path / "models", "one", times(10), BATCHED + "version_policy { all { } }\n", 2)
     serving._changed(Change("one", "changed"))
     old, new = (Variant(name=f"v{number}", model="one", version=number) for number in ("1", "2"))
-    await serving.endpoints.create(Endpoint(name="one", variants=(old, new)))
+    await serving.endpoints.put(Endpoint(name="one", variants=(old, new)))
     seen = {
         float((await serving.infer(InferRequest("one", {"x": rows(1)}))).outputs["y"].ravel()[0]) for _ in range(60)
     }
@@ -162,7 +152,7 @@ async def test_an_endpoint_of_a_models_own_name_rolls_out_its_versions(open_serv
 async def test_a_change_by_another_process_is_seen(open_serving: Open, tmp_path: Path) -> None:
     serving = await served(open_serving, tmp_path)
     elsewhere = Endpoints(serving.documents)
-    await elsewhere.create(endpoint(A))
+    await elsewhere.put(endpoint(A))
     assert serving.endpoints.find("front") is None
     await serving.endpoints.refresh()
     assert await answers(serving) == [("front", "a", 1.0)]
@@ -250,9 +240,16 @@ def test_an_endpoint_is_no_way_around_a_models_access() -> None:
     editor = Principal("eve", "user", (Grant("editor", "models/acme-*"),))
     call = Call({"type": "http", "headers": [], "state": {"principal": editor}}, None)  # type: ignore[arg-type]
     _require_models(call, Endpoint(name="acme-front", variants=(Variant(name="a", model="acme-one"),)))
-    for wanted in (
-        Endpoint(name="acme-front", variants=(Variant(name="a", model="secret"),)),
-        Endpoint(name="acme-front", variants=(Variant(name="a"),), many=True),
-    ):
-        with pytest.raises(Forbidden):
-            _require_models(call, wanted)
+    with pytest.raises(Forbidden):
+        _require_models(call, Endpoint(name="acme-front", variants=(Variant(name="a", model="secret"),)))
+
+
+async def test_one_question_is_answered_without_the_database(tmp_path: Path) -> None:
+    put(tmp_path / "models", "one", times(1), BATCHED)
+    settings = load_settings(tmp_path, storage={"database": f"sqlite:///{tmp_path / 'models' / 'one'}"})
+    serving = await Serving.open(settings, keep_pinned=False)
+    answer = await serving.infer(InferRequest("one", {"x": rows(1)}))
+    assert answer.outputs["y"].ravel()[0] == 1
+    await serving.close()
+    with pytest.raises(Unavailable):
+        await Serving.open(settings)

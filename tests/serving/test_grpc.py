@@ -185,6 +185,14 @@ def test_a_message_over_the_limit_is_refused(tmp_path: Path) -> None:
             given = [tensor("x", np.zeros((1, 4096), np.float32), "FP32")]
             with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):
                 client.infer("double", given, headers={"authorization": f"Bearer {server.token}"})
+            bomb = [tensor("x", np.zeros((1, 2**22), np.float32), "FP32")]
+            with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):
+                client.infer(
+                    "double",
+                    bomb,
+                    headers={"authorization": f"Bearer {server.token}"},
+                    compression_algorithm="gzip",
+                )
             assert client.is_server_live()
 
 

@@ -14,10 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from octavo.errors import Invalid, NotFound
-from octavo.serving.model_config import check_label, check_name, is_version
+from octavo.serving.model_config import check_name, check_version
 
 MAX_VARIANTS = 10
-MAX_REPLICAS = 1000
 
 
 class _Part(BaseModel):
@@ -29,29 +28,27 @@ class Variant(_Part):
 
     Attributes:
         name: within the endpoint.
-        model: a model of the repository; of an endpoint of many models, empty.
+        model: a model of the repository.
         version: a number or label; empty follows the model's default.
         weight: share of the traffic relative to the other variants'; 0 gets only requests that name the variant.
         shadow: it gets a copy of the share of requests `weight` (0 to 1) and its answers go to nobody.
-        replicas: wished for, where octavo runs on several machines.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9](-?[A-Za-z0-9]){0,62}$")
-    model: str = ""
+    model: str
     version: str = ""
     weight: float = Field(1.0, ge=0, le=1e6)
     shadow: bool = False
-    replicas: int = Field(1, ge=0, le=MAX_REPLICAS)
 
     @field_validator("model")
     @classmethod
     def _model(cls, value: str) -> str:
-        return check_name(value) if value else value
+        return check_name(value)
 
     @field_validator("version")
     @classmethod
     def _version(cls, value: str) -> str:
-        return value if not value or is_version(value) else check_label(value)
+        return check_version(value)
 
 
 class Endpoint(_Part):
@@ -60,15 +57,10 @@ class Endpoint(_Part):
     Attributes:
         name: as models have it.
         variants: in order; the first takes the traffic when all weights are 0.
-        many: each request names its model (SageMaker's multi-model endpoint); `target_prefix` is put before its name.
-        about: whatever the one who declared it wants back: tags, the configuration's name, times.
     """
 
     name: str
     variants: tuple[Variant, ...]
-    many: bool = False
-    target_prefix: str = ""
-    about: Mapping[str, Any] = {}
 
     @field_validator("name")
     @classmethod
@@ -88,8 +80,6 @@ class Endpoint(_Part):
         for variant in self.variants:
             if variant.shadow and variant.weight > 1:
                 raise Invalid("the share of a shadow is over 1", f"{self.name}/{variant.name}", "Use 0 to 1.")
-            if not variant.model and not self.many:
-                raise Invalid("the variant names no model", f"{self.name}/{variant.name}", "Name one.")
         return self
 
     @property

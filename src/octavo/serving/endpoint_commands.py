@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,7 @@ from octavo.printing import print_json, print_table, say
 from octavo.serving.commands import AsJson, Workspace, server
 
 if TYPE_CHECKING:
-    from octavo.serving.endpoint import Endpoint, Variant
+    from octavo.serving.endpoint import Endpoint
 
 app = typer.Typer(help="Endpoints: names that share their traffic between models and versions.", no_args_is_help=True)
 
@@ -59,12 +58,11 @@ def set_endpoint(
     as_json: AsJson = False,
 ) -> None:
     """Make an endpoint, or change its variants and their shares."""
-    from octavo.serving.endpoint import Endpoint
+    from octavo.serving.endpoint import parse_endpoint
 
-    with _slips(name):
-        live = [_variant(text) for text in variants]
-        copies = [_variant(text, shadow=True) for text in shadow or []]
-        wanted = Endpoint(name=name, variants=(*live, *copies))
+    live = [_variant(text) for text in variants]
+    copies = [_variant(text) | {"shadow": True} for text in shadow or []]
+    wanted = parse_endpoint({"name": name, "variants": [*live, *copies]})
     with server(workspace) as client:
         found = client.set_endpoint(name, wanted.model_dump(mode="json"))
     say(as_json, found, f"{name}: {_sentence(wanted)}")
@@ -78,30 +76,15 @@ def rm(name: Name, workspace: Workspace = None, as_json: AsJson = False) -> None
     say(as_json, {"name": name, "removed": True}, f"{name} is gone; its models are as they were")
 
 
-def _variant(text: str, *, shadow: bool = False) -> Variant:
-    from octavo.serving.endpoint import Variant
-
+def _variant(text: str) -> dict[str, Any]:
     match = _SHARE.fullmatch(text)
     if match is None:
         raise Invalid(f"not a variant: {text[:100]!r}", "variants", _FORM)
+    given = {key: value for key, value in match.groupdict().items() if value}
     try:
-        weight = float(match["weight"] or 1)
+        return given | {"weight": float(given.get("weight", 1))}
     except ValueError:
-        raise Invalid(f"not a share: {match['weight']!r}", text[:100], _FORM) from None
-    version = match["version"] or ""
-    return Variant(name=match["name"], model=match["model"], version=version, weight=weight, shadow=shadow)
-
-
-@contextmanager
-def _slips(name: str) -> Iterator[None]:
-    """Turns what pydantic says of a field into one sentence."""
-    from pydantic import ValidationError
-
-    try:
-        yield
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise Invalid(f"{first['loc'][-1] if first['loc'] else 'it'}: {first['msg']}", name, _FORM) from None
+        raise Invalid(f"not a share: {given['weight']!r}", text[:100], _FORM) from None
 
 
 def _cells(rows: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
@@ -109,7 +92,7 @@ def _cells(rows: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
         total = sum(one["weight"] for one in row["variants"] if not one["shadow"]) or 1
         for one in row["variants"]:
             share = f"{one['weight']:.0%} copied" if one["shadow"] else f"{one['weight'] / total:.0%}"
-            yield row["name"], one["name"], one["model"] or "any", one["version"] or "default", share
+            yield row["name"], one["name"], one["model"], one["version"] or "default", share
 
 
 def _did(counts: dict[str, Any] | None) -> tuple[str, ...]:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
-from octavo.errors import NotFound, OctavoError
+from octavo.errors import OctavoError
 from octavo.serving.endpoint import Endpoint, parse_endpoint
 from octavo.storage.documents import Document, Documents
 
@@ -27,8 +26,6 @@ class Endpoints:
     def __init__(self, documents: Documents) -> None:
         self._documents = documents
         self._known: dict[str, tuple[Endpoint, int]] = {}
-        self.listeners: list[Callable[[], None]] = []
-        """Called after the endpoints changed."""
 
     def find(self, name: str) -> Endpoint | None:
         """The endpoint of a name, or None."""
@@ -47,17 +44,6 @@ class Endpoints:
         """
         document = await asyncio.to_thread(self._documents.get, KIND, name)
         return parse_endpoint(document.body), document
-
-    async def create(self, endpoint: Endpoint) -> Document:
-        """Add one.
-
-        Raises:
-            Conflict: there is one of that name.
-        """
-        body = endpoint.model_dump(mode="json")
-        document = await asyncio.to_thread(self._documents.create, KIND, endpoint.name, body)
-        await self.refresh()
-        return document
 
     async def put(self, endpoint: Endpoint, revision: int | None = None) -> Document:
         """Write one, new or not; with `revision` only over that.
@@ -93,11 +79,7 @@ class Endpoints:
                 log.warning("the endpoint %s cannot be read: %s", document.name, error)
                 if known is not None:
                     found[document.name] = known
-        changed = found != self._known
         self._known = found
-        if changed:
-            for listener in self.listeners:
-                listener()
 
     async def watch(self, seconds: float) -> None:
         """Refresh for ever."""
@@ -107,14 +89,3 @@ class Endpoints:
                 await self.refresh()
             except OctavoError as error:
                 log.warning("the endpoints are as they were: %s", error)
-
-    def require(self, name: str) -> Endpoint:
-        """The endpoint of a name.
-
-        Raises:
-            NotFound: there is none.
-        """
-        found = self.find(name)
-        if found is None:
-            raise NotFound(f"there is no endpoint {name[:100]!r}", "endpoint", "octavo endpoints ls shows them.")
-        return found

@@ -26,7 +26,6 @@ class InferRequest:
         caller: the principal's name, for metering.
         variant: of an endpoint, the one wanted; empty: by the variants' shares.
         session: of an endpoint, requests of one session go to one variant.
-        target: of an endpoint of many models, the one wanted.
     """
 
     model: str
@@ -41,7 +40,6 @@ class InferRequest:
     arrived: float = field(default_factory=time.monotonic)
     variant: str = ""
     session: str = ""
-    target: str = ""
 
 
 @dataclass(slots=True)

@@ -51,7 +51,8 @@ class GrpcListener:
                 ("grpc.max_receive_message_length", most),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
+            maximum_concurrent_rpcs=settings.web.max_connections,
         )
         server.add_generic_rpc_handlers((InferenceCalls(service, authenticate).handler(),))
         host = f"[{settings.web.host}]" if ":" in settings.web.host else settings.web.host
@@ -62,7 +63,10 @@ class GrpcListener:
                 log.warning("no gRPC: port %s is taken; set serving.grpc_port", port)
                 return None
             raise Unavailable(f"port {port} is taken", "serving.grpc_port", "Name another, or 0 for none.")
-        port = server.add_insecure_port(f"{host}:{port}")
+        try:
+            port = server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError:  # taken since it was looked at
+            raise Unavailable(f"port {port} is taken", "serving.grpc_port", "Name another, or 0 for none.") from None
         await server.start()
         return cls(server, port)
 
@@ -75,6 +79,6 @@ def _is_free(host: str, port: int) -> bool:
     """Whether a port can be bound; asked first, since the library reports a taken one with a page of its own log."""
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError:
+    except (OSError, OverflowError):  # taken, not ours to take, or over 65535
         return False
     return True

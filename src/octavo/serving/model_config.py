@@ -181,6 +181,11 @@ def is_name(text: str) -> bool:
     return len(text) <= MAX_NAME and bool(_NAME.fullmatch(text))
 
 
+def check_version(version: str) -> str:
+    """A version's number or label, or empty; `Invalid` when it can be neither."""
+    return version if not version or is_version(version) else check_label(version)
+
+
 def check_label(label: str) -> str:
     """`label`, if it is fit to be a version's label; a number is not, since it would hide a version.
 

@@ -93,9 +93,15 @@ class Serving:
             backend.name: backend for backend in (OnnxRuntimeBackend(settings), PythonBackend(settings))
         }
         database = Database(settings.database_url)
-        await asyncio.to_thread(database.upgrade)
         serving = cls(settings, repository, backends, database)
-        await serving.endpoints.refresh()
+        try:
+            await asyncio.to_thread(database.upgrade)
+            await serving.endpoints.refresh()
+        except (OctavoError, OSError) as error:
+            if keep_pinned:
+                await serving.close()
+                raise
+            log.warning("endpoints are not known, the database cannot be used: %s", error)
         if keep_pinned:
             serving._in_background(serving._pins.load_all())
         return serving
@@ -156,8 +162,7 @@ class Serving:
             Conflict: it was changed meanwhile.
         """
         for variant in endpoint.variants:
-            if variant.model:
-                await asyncio.to_thread(self.repository.choose, variant.model, variant.version)
+            await asyncio.to_thread(self.repository.choose, variant.model, variant.version)
         return await self.endpoints.put(endpoint, revision)
 
     async def load(self, name: str, version: str = "", depth: int = 0) -> None:
@@ -298,9 +303,9 @@ class Serving:
         )
 
     def _behind(self, name: str, version: str) -> tuple[str, str] | None:
-        """Model and version of the first variant of an endpoint of one model; None for whatever is a model itself."""
+        """Model and version of the first variant of an endpoint; None for whatever is a model itself."""
         endpoint = None if version else self.endpoints.find(name)
-        if endpoint is None or endpoint.many:
+        if endpoint is None:
             return None
         first = endpoint.live[0]
         return None if first.model == name and not first.version else (first.model, first.version)

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from octavo.errors import Invalid, OctavoError
+from octavo.errors import OctavoError
 from octavo.serving.endpoint import Endpoint, Variant
 from octavo.serving.inference import InferAnswer, InferRequest
-from octavo.serving.model_config import is_name
 from octavo.serving.statistics import Duration
 from octavo.serving.tensors import Tensors
 
@@ -59,13 +58,11 @@ class Traffic:
 
         Raises:
             NotFound: no such variant, or its model is not there.
-            Invalid: a target model for an endpoint that has none, or none for one that needs it.
             OctavoError: what the model said.
         """
         variant = endpoint.choose(request.variant, request.session)
         copies = [shadow for shadow in endpoint.shadows if random.random() < shadow.weight and shadow is not variant]
-        sent = self._sent(endpoint, variant, request)
-        answer = await self._measured(endpoint, variant, sent)
+        answer = await self._measured(endpoint, variant, request)
         for shadow in copies:
             self._copy(endpoint, shadow, request, answer.outputs)
         answer.model, answer.variant = endpoint.name, variant.name
@@ -81,14 +78,11 @@ class Traffic:
             task.cancel()
         await asyncio.gather(*self._shadows, return_exceptions=True)
 
-    def _sent(self, endpoint: Endpoint, variant: Variant, request: InferRequest) -> InferRequest:
-        return replace(request, model=target_model(endpoint, variant, request.target), version=variant.version)
-
     async def _measured(self, endpoint: Endpoint, variant: Variant, request: InferRequest) -> InferAnswer:
         counts = self._counts(endpoint, variant)
         start = time.monotonic()
         try:
-            answer = await self._infer(request)
+            answer = await self._infer(replace(request, model=variant.model, version=variant.version))
         except BaseException:
             counts.failures.add(time.monotonic() - start)
             raise
@@ -108,7 +102,7 @@ class Traffic:
         counts = self._counts(endpoint, shadow)
         request.arrived = time.monotonic()
         try:
-            answer = await self._measured(endpoint, shadow, self._sent(endpoint, shadow, request))
+            answer = await self._measured(endpoint, shadow, request)
         except OctavoError:
             return  # counted as a failure of the shadow; nobody waits for it
         counts.compared += 1
@@ -120,29 +114,6 @@ class Traffic:
         if counts is None:
             counts = self._statistics[key] = VariantStatistics(*key)
         return counts
-
-
-def target_model(endpoint: Endpoint, variant: Variant, target: str) -> str:
-    """The repository's name of the model a request is for.
-
-    Raises:
-        Invalid: a target for an endpoint of one model, none for one of many, or one that cannot be a model's name.
-    """
-    if not endpoint.many:
-        if target:
-            raise Invalid("the endpoint has one model", endpoint.name, "Leave the target model out.")
-        return variant.model
-    if not target:
-        raise Invalid("the endpoint has many models", endpoint.name, "Name one as target model.")
-    name = endpoint.target_prefix + model_of_target(target)
-    if not is_name(name):
-        raise Invalid(f"{target[:100]!r} is not a target model", endpoint.name, "Name it as folder/model.tar.gz.")
-    return name
-
-
-def model_of_target(target: str) -> str:
-    """The part of a model's name that a target model stands for: `cust-1/enc_v1.tar.gz` -> `cust-1.enc_v1`."""
-    return target.strip("/").removesuffix(".tar.gz").replace("/", ".")
 
 
 def agree(one: Tensors, other: Tensors) -> bool:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from octavo.web.identity import principal_of
 from octavo.web.wings import Wing, wings, work_modules
 
 if TYPE_CHECKING:
-    from octavo.access import Access, Principal
+    from octavo.access import Access
     from octavo.jobs import Jobs
     from octavo.settings import Settings
     from octavo.storage.database import Database
@@ -64,11 +65,7 @@ class House:
 
     async def listen(self, http_port: int) -> int:
         """Open the ports that wings have beside the HTTP one; the gRPC port, 0 when there is none."""
-
-        async def authenticate(token: str) -> Principal | None:
-            known = self.access.remembered(token)
-            return known or await asyncio.to_thread(self.access.authenticate, token)
-
+        authenticate = partial(principal_of, self.access)
         for wing, service in self.installed():
             door = wing.door("listener")
             found = await door.GrpcListener.open(service, self.settings, http_port, authenticate) if door else None

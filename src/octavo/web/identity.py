@@ -77,7 +77,7 @@ class Identity:
             )
         token = _token(fields)
         if token:
-            principal = await self._of_token(token)
+            principal = await principal_of(self.access, token)
         else:
             _refuse_foreign(scope, fields, host)
             principal = await self._of_cookie(scope, fields)
@@ -92,10 +92,6 @@ class Identity:
             raise Unauthenticated("this token is not known", "", "Check it, or ask an admin for another.")
         raise Unauthenticated("sign in first", "", "Send a token as `Authorization: Bearer ...`.")
 
-    async def _of_token(self, token: str) -> Principal | None:
-        known = self.access.remembered(token)
-        return known or await asyncio.to_thread(self.access.authenticate, token)
-
     async def _of_cookie(self, scope: Scope, fields: dict[bytes, bytes]) -> Principal | None:
         if b"cookie" not in fields:
             return None
@@ -104,6 +100,11 @@ class Identity:
             return None
         known = self.access.remembered_session(token)
         return known or await asyncio.to_thread(self.access.session, token)
+
+
+async def principal_of(access: Access, token: str) -> Principal | None:
+    """Whose token this is; None when nobody's. It goes to a thread only when that needs a query."""
+    return access.remembered(token) or await asyncio.to_thread(access.authenticate, token)
 
 
 def loopback_hosts(address: str, extra: Collection[str] = ()) -> tuple[str, ...]:

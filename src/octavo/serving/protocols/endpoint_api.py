@@ -56,10 +56,7 @@ async def remove(door: Door, call: Call) -> Reply:
 def _require_models(call: Call, wanted: Endpoint) -> None:
     """Who sends traffic to a model must be allowed to ask it: an endpoint is no way around its access."""
     for variant in wanted.variants:
-        if variant.model:
-            call.require("infer", variant.model)
-    if wanted.many:
-        call.require("infer", "*")
+        call.require("infer", variant.model)
 
 
 def _shown(door: Door, found: Endpoint, document: Document) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from octavo.access import ANONYMOUS, Action, Principal, allowed, require
 from octavo.errors import Invalid, OctavoError, Unavailable
 from octavo.serving.http_body import header, read_body
-from octavo.serving.model_config import check_label, check_name, is_version
+from octavo.serving.model_config import check_name, check_version
 
 if TYPE_CHECKING:
     from octavo.serving.service import Serving
@@ -71,7 +71,7 @@ class Call:
     def version(self) -> str:
         """The version (number or label) in the path; empty when the path names none."""
         version: str = self.scope["path_params"].get("version", "")
-        return version if not version or is_version(version) else check_label(version)
+        return check_version(version)
 
     def header(self, name: bytes) -> bytes | None:
         """A header's value, by its name in lower case."""

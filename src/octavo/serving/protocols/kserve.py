@@ -6,7 +6,7 @@ no network, no model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -256,24 +256,48 @@ def serialise(answer: InferAnswer, inference: Inference) -> Reply:
     """
     header: dict[str, Any] = {"id": answer.id} if answer.id else {}
     header |= {"model_name": answer.model, "model_version": answer.version}
-    told = {"variant": answer.variant} if answer.variant else {}
-    if answer.parameters or told:
-        header["parameters"] = dict(answer.parameters) | told
-    plain = OutputForm(inference.binary)
+    if told := told_of(answer):
+        header["parameters"] = told
     described: list[dict[str, Any]] = []
     binary: list[bytes] = []
-    for name in inference.forms or answer.outputs:
-        array = answer.outputs.get(name)
-        if array is None:
-            raise Invalid(f"the model has no output {name!r}", answer.model, f"It has {', '.join(answer.outputs)}.")
-        form = inference.forms.get(name, plain)
-        described.append(_describe(name, best(array, form.classes) if form.classes else array, form, binary))
+    for name, array, form in outputs_of(answer, inference):
+        described.append(_describe(name, array, form, binary))
     header["outputs"] = described
     written = orjson.dumps(header, option=orjson.OPT_SERIALIZE_NUMPY)
     if not binary:
         return Reply(200, written)
     length = (HEADER_LENGTH, str(len(written)).encode())
     return Reply(200, b"".join((written, *binary)), b"application/octet-stream", (length,))
+
+
+def told_of(answer: InferAnswer) -> dict[str, bool | int | float | str]:
+    """The answer's parameters; of an endpoint, its variant among them."""
+    return dict(answer.parameters) | ({"variant": answer.variant} if answer.variant else {})
+
+
+def outputs_of(answer: InferAnswer, inference: Inference) -> Iterator[tuple[str, Array, OutputForm]]:
+    """The wanted outputs, as they are to be sent; raises `Invalid` for one that the model does not have."""
+    plain = OutputForm(inference.binary)
+    for name in inference.forms or answer.outputs:
+        array = answer.outputs.get(name)
+        if array is None:
+            raise Invalid(f"the model has no output {name!r}", answer.model, f"It has {', '.join(answer.outputs)}.")
+        form = inference.forms.get(name, plain)
+        yield name, best(array, form.classes) if form.classes else array, form
+
+
+def check_load(parameters: Iterable[str], model: str) -> None:
+    """Raise `Invalid` for any parameter of a load: Triton's would lay another configuration over the model's."""
+    if refused := sorted(parameters):
+        raise Invalid(
+            f"a load takes no {refused[0]!r}: models are served as published", model, "Publish it as a new version."
+        )
+
+
+def check_unload(parameters: Iterable[str], model: str) -> None:
+    """Raise `Invalid` for a parameter that an unload does not have."""
+    if refused := sorted(set(parameters) - {"unload_dependents"}):
+        raise Invalid(f"an unload takes no {refused[0]!r}", model, "Send `unload_dependents` or nothing.")
 
 
 def _describe(name: str, array: Array, form: OutputForm, binary: list[bytes]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from google.protobuf.message import DecodeError
 import octavo
 from octavo.access import ANONYMOUS, Action, Principal, allowed, require
 from octavo.errors import Invalid, OctavoError, Unauthenticated, Unavailable
-from octavo.serving.model_config import check_name
+from octavo.serving.model_config import check_name, check_version
 from octavo.serving.protocols import inference_pb2 as pb
+from octavo.serving.protocols.kserve import check_load, check_unload
 from octavo.serving.protocols.kserve_http import EXTENSIONS, statistics_row
-from octavo.serving.protocols.kserve_messages import check_version, parse_message, to_message, wants_final
+from octavo.serving.protocols.kserve_messages import parse_message, to_message, wants_final
 
 if TYPE_CHECKING:
     from octavo.serving.service import Serving
@@ -48,6 +49,7 @@ _CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+_FAILED = "the server failed; its log says why"
 _SHARED_MEMORY = [
     f"{kind}SharedMemory{verb}" for kind in ("System", "Cuda") for verb in ("Status", "Register", "Unregister")
 ]
@@ -150,7 +152,8 @@ class InferenceCalls:
             rows = self._service.statistics(message.name, check_version(message.version))
         else:
             principal = await self._principal(context)
-            require(principal, "view", "models/*") if principal is ANONYMOUS else None
+            if principal is ANONYMOUS:
+                require(principal, "view", "models/*")
             rows = [one for one in self._service.statistics() if allowed(principal, "view", f"models/{one.name}")]
         return ParseDict({"model_stats": [statistics_row(one) for one in rows]}, pb.ModelStatisticsResponse())
 
@@ -166,23 +169,29 @@ class InferenceCalls:
         except OctavoError as error:
             await _abort(context, error)
             return
-        waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(MAX_IN_STREAM)
-        reader = asyncio.create_task(self._read_stream(messages, principal, waiting))
+        waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(MAX_IN_STREAM)
+        tasks: set[asyncio.Task[Any]] = set()
+
+        async def read() -> None:
+            try:
+                async for message in messages:
+                    await room.acquire()
+                    task = asyncio.create_task(self._streamed(message, principal))
+                    tasks.add(task)
+                    waiting.put_nowait(task)
+            finally:
+                waiting.put_nowait(None)
+
+        reader = asyncio.create_task(read())
         try:
             while (task := await waiting.get()) is not None:
                 yield await task
+                tasks.discard(task)
+                room.release()
         finally:
-            reader.cancel()
-            while not waiting.empty():
-                if left := waiting.get_nowait():
-                    left.cancel()
-
-    async def _read_stream(
-        self, messages: AsyncIterator[bytes], principal: Principal, waiting: asyncio.Queue[asyncio.Task[Any] | None]
-    ) -> None:
-        async for message in messages:
-            await waiting.put(asyncio.create_task(self._streamed(message, principal)))
-        await waiting.put(None)
+            for left in (reader, *tasks):
+                left.cancel()
 
     async def _streamed(self, raw: bytes, principal: Principal) -> Any:
         message = pb.ModelInferRequest()
@@ -194,6 +203,11 @@ class InferenceCalls:
         except OctavoError as error:
             answer = pb.ModelInferResponse(id=message.id)
             return pb.ModelStreamInferResponse(error_message=str(error), infer_response=answer)
+        except Exception:
+            log.exception("a request of a stream failed")
+            return pb.ModelStreamInferResponse(
+                error_message=_FAILED, infer_response=pb.ModelInferResponse(id=message.id)
+            )
         if wants_final(message):
             answer.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=answer)
@@ -214,19 +228,13 @@ class InferenceCalls:
 
     async def _load(self, message: Any, context: Context) -> Any:
         await self._may(context, "edit", message.model_name)
-        if refused := sorted(message.parameters):
-            raise Invalid(
-                f"a load takes no {refused[0]!r}: models are served as published",
-                message.model_name,
-                "Publish it as a new version.",
-            )
+        check_load(message.parameters, message.model_name)
         await self._service.load(message.model_name)
         return pb.RepositoryModelResponse()
 
     async def _unload(self, message: Any, context: Context) -> Any:
         await self._may(context, "edit", message.model_name)
-        if refused := sorted(set(message.parameters) - {"unload_dependents"}):
-            raise Invalid(f"an unload takes no {refused[0]!r}", message.model_name, "Send nothing.")
+        check_unload(message.parameters, message.model_name)
         await self._service.unload(message.model_name)
         return pb.RepositoryModelResponse()
 
@@ -239,6 +247,9 @@ def _told(call: Callable[[Any, Context], Awaitable[Any]], request: Any) -> Calla
             return await call(_parsed(raw, request), context)
         except OctavoError as error:
             await _abort(context, error)
+        except Exception:
+            log.exception("a call failed")
+            await context.abort(grpc.StatusCode.INTERNAL, _FAILED)
 
     return answer
 
@@ -256,10 +267,14 @@ async def _no_shared_memory(_message: Any, _context: Context) -> Any:
     raise Invalid("shared memory regions are not taken", "shared memory", "Send tensors in the message.")
 
 
-async def _not_here(_message: Any, context: Context) -> Any:
-    await context.abort(
-        grpc.StatusCode.UNIMPLEMENTED, "tracing and logging are not set over this protocol; see `log_level` in settings"
-    )
+async def _not_here(_message: Any, _context: Context) -> Any:
+    raise _NotOffered("tracing and logging are not set over this protocol", "", "See `log_level` in settings.")
+
+
+class _NotOffered(OctavoError):
+    """A call of the protocol that octavo does not have."""
+
+    status, title = 501, "Not offered"
 
 
 async def _abort(context: Context, error: OctavoError) -> None:

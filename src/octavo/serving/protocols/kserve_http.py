@@ -12,7 +12,7 @@ import orjson
 import octavo
 from octavo.errors import Invalid, OctavoError
 from octavo.serving.protocols.exchange import Call, Door, Operation, Protocol, Reply, json_reply, parsed
-from octavo.serving.protocols.kserve import HEADER_LENGTH, parse, serialise
+from octavo.serving.protocols.kserve import HEADER_LENGTH, check_load, check_unload, parse, serialise
 from octavo.serving.statistics import Duration, ModelStatistics
 from octavo.serving.tensors import TensorSpec
 
@@ -161,10 +161,7 @@ async def load(door: Door, call: Call) -> Reply:
     """Bring a model into memory."""
     model = call.model
     call.require("edit", model)
-    if refused := sorted(await _parameters(call)):
-        raise Invalid(
-            f"a load takes no {refused[0]!r}: models are served as published", model, "Publish it as a new version."
-        )
+    check_load(await _parameters(call), model)
     await door.service.load(model)
     return Reply(200, b"")
 
@@ -174,8 +171,7 @@ async def unload(door: Door, call: Call) -> Reply:
     model = call.model
     call.require("edit", model)
     parameters = await _parameters(call)
-    if refused := sorted(set(parameters) - {"unload_dependents"}):
-        raise Invalid(f"an unload takes no {refused[0]!r}", model, "Send `unload_dependents` or nothing.")
+    check_unload(parameters, model)
     if not isinstance(parameters.get("unload_dependents", False), bool):
         raise Invalid("'unload_dependents' is not true or false", model)
     await door.service.unload(model)

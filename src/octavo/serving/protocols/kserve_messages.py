@@ -12,7 +12,7 @@ import numpy as np
 
 from octavo.errors import Invalid
 from octavo.serving.inference import InferAnswer, InferRequest
-from octavo.serving.model_config import check_label, check_name, is_version
+from octavo.serving.model_config import check_name, check_version
 from octavo.serving.protocols import inference_pb2 as pb
 from octavo.serving.protocols.kserve import (
     MAX_AXES,
@@ -20,9 +20,10 @@ from octavo.serving.protocols.kserve import (
     Inference,
     OutputForm,
     apply_parameters,
-    best,
     count_of,
+    outputs_of,
     parameters_of,
+    told_of,
 )
 from octavo.serving.tensors import Array, Tensors, check_shape, datatype_of, decode_raw, encode_raw, numpy_of
 
@@ -78,11 +79,6 @@ def parse_message(message: Any, seconds: float | None = None, caller: str = "") 
     return Inference(request, forms, binary=True)
 
 
-def check_version(version: str) -> str:
-    """A version's number or label, or empty; `Invalid` when it can be neither."""
-    return version if not version or is_version(version) else check_label(version)
-
-
 def to_message(answer: InferAnswer, inference: Inference) -> Any:
     """The answer as a `ModelInferResponse`, tensors raw.
 
@@ -90,16 +86,9 @@ def to_message(answer: InferAnswer, inference: Inference) -> Any:
         Invalid: the model does not have an output that was asked for.
     """
     message = pb.ModelInferResponse(model_name=answer.model, model_version=answer.version, id=answer.id)
-    told = dict(answer.parameters) | ({"variant": answer.variant} if answer.variant else {})
-    for key, value in told.items():
+    for key, value in told_of(answer).items():
         _put(message.parameters[key], value)
-    for name in inference.forms or answer.outputs:
-        array = answer.outputs.get(name)
-        if array is None:
-            raise Invalid(f"the model has no output {name!r}", answer.model, f"It has {', '.join(answer.outputs)}.")
-        form = inference.forms.get(name)
-        if form is not None and form.classes:
-            array = best(array, form.classes)
+    for name, array, _ in outputs_of(answer, inference):
         message.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
         message.raw_output_contents.append(encode_raw(array))
     return message

@@ -167,8 +167,8 @@ async def model(door: Door, call: Call) -> Reply:
 
 
 async def _names(door: Door) -> set[str]:
-    """Models of the repository, and endpoints of one model."""
-    endpoints = {endpoint.name for endpoint in door.service.endpoints.all() if not endpoint.many}
+    """Models of the repository, and endpoints."""
+    endpoints = {endpoint.name for endpoint in door.service.endpoints.all()}
     return {status.name for status in await door.service.index()} | endpoints
 
 
