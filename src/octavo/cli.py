@@ -37,6 +37,9 @@ DOORS: dict[str, Door] = {
     "endpoints": Door(
         "octavo.serving.endpoint_commands:app", "Endpoints: share traffic between models.", "serving", "onnxruntime"
     ),
+    "tenants": Door(
+        "octavo.serving.tenants.commands:app", "Customers' own models on a shared base.", "serving", "onnxruntime"
+    ),
     "bench": Door(
         "octavo.serving.bench_command:bench", "Measure a model's latency and throughput.", "serving", "onnxruntime"
     ),

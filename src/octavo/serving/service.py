@@ -38,6 +38,8 @@ from octavo.serving.residency import Residency
 from octavo.serving.resident import LOADING, READY, Resident
 from octavo.serving.snapshots import ModelStatus, ResidencySnapshot, ResidentModel
 from octavo.serving.statistics import ModelStatistics
+from octavo.serving.tenants.backend import BACKEND as TENANT
+from octavo.serving.tenants.backend import TenantBackend, embedding_request
 from octavo.serving.tensors import Tensors
 from octavo.serving.traffic import Traffic
 from octavo.settings import Settings
@@ -90,7 +92,8 @@ class Serving:
 
         repository = await asyncio.to_thread(Repository.open, settings.repository_url, settings)
         backends: dict[str, Backend] = {
-            backend.name: backend for backend in (OnnxRuntimeBackend(settings), PythonBackend(settings))
+            backend.name: backend
+            for backend in (OnnxRuntimeBackend(settings), PythonBackend(settings), TenantBackend())
         }
         database = Database(settings.database_url)
         serving = cls(settings, repository, backends, database)
@@ -146,6 +149,8 @@ class Serving:
         try:
             if version.config.ensemble:
                 outputs, usage = await self._infer_ensemble(version, request, depth), 0
+            elif version.config.backend == TENANT:
+                outputs, usage = await self._infer_tenant(version, request, depth)
             else:
                 outputs, usage = await self._infer_model(version, request)
         except BaseException:
@@ -331,6 +336,17 @@ class Serving:
     async def _infer_ensemble(self, version: ModelVersion, request: InferRequest, depth: int) -> Tensors:
         _check_depth(version, depth)
         return await run_ensemble(version.config, request, lambda step: self._infer_version(step, depth + 1))
+
+    async def _infer_tenant(self, version: ModelVersion, request: InferRequest, depth: int) -> tuple[Tensors, int]:
+        """A tenant's answer: the base embeds, in batches with all tenants' texts, unless the client has done so."""
+        if "embedding" in request.inputs or "text" not in request.inputs:
+            return await self._infer_model(version, request)
+        _check_depth(version, depth)
+        asked = embedding_request(version, request)
+        answer = await self._infer_version(asked, depth + 1)
+        inputs = dict(request.inputs) | asked.inputs | {"embedding": answer.outputs["embedding"]}
+        outputs, _ = await self._infer_model(version, replace(request, inputs=inputs, deadline=asked.deadline))
+        return outputs, answer.usage
 
     def _to_lease(self, version: ModelVersion, request: InferRequest) -> ModelVersion:
         """The version to answer with: until a new default is in memory, the one before goes on answering."""

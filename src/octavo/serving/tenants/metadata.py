@@ -1,0 +1,77 @@
+"""What a tenant's model is made from; its name and its version follow from that and from nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from octavo.serving.model_config import DynamicBatching, ModelConfig, check_name
+from octavo.serving.repository import ModelVersion
+from octavo.serving.tenants.backend import BACKEND
+from octavo.serving.tenants.examples import Examples
+
+RECIPE: Final = "intent-1"
+"""How a head is learnt; raised when that changes, so that training again makes a new version."""
+
+_KIND: Final = "intent"
+_MAX_BATCH: Final = 1024
+
+
+@dataclass(frozen=True)
+class TenantMetadata:
+    """The whole origin of one version of a tenant's model.
+
+    Attributes:
+        tenant: the customer.
+        base: the shared model's name.
+        base_version: the version whose embeddings it was trained on, and is always asked with.
+        base_digest: of that version's contents.
+        examples: SHA-256 of the examples.
+        recipe: how it was learnt.
+        kind: of model.
+    """
+
+    tenant: str
+    base: str
+    base_version: str
+    base_digest: str
+    examples: str
+    recipe: str = RECIPE
+    kind: str = _KIND
+
+    @property
+    def model(self) -> str:
+        """The model's name in the repository."""
+        return tenant_model(self.tenant)
+
+    def config(self) -> ModelConfig:
+        """The model's configuration, which carries all of this."""
+        return ModelConfig(
+            backend=BACKEND,
+            max_batch_size=_MAX_BATCH,
+            dynamic_batching=DynamicBatching(),
+            parameters=asdict(self),
+        )
+
+    def made(self, parameters: Mapping[str, str]) -> bool:
+        """Whether a version with these parameters was made from the same."""
+        return all(parameters.get(key) == value for key, value in asdict(self).items())
+
+
+def tenant_model(tenant: str) -> str:
+    """The name of a tenant's model: `acme` has `acme-intent`.
+
+    Raises:
+        Invalid: not fit to be part of a model's name.
+    """
+    return check_name(f"{check_name(tenant)}-{_KIND}")
+
+
+def origin(tenant: str, base: ModelVersion, examples: Examples) -> TenantMetadata:
+    """The metadata of a model of `tenant` on `base`, trained on `examples`."""
+    digest = hashlib.sha256()
+    for pair in zip(examples.texts, examples.categories, strict=True):
+        digest.update("\0".join(pair).encode() + b"\1")
+    return TenantMetadata(tenant, base.name, base.version, base.digest, digest.hexdigest())

@@ -1,0 +1,143 @@
+"""Train a tenant's model on its examples and publish it; ask it about others and count what it gets right."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from octavo.errors import Invalid
+from octavo.serving.inference import InferRequest
+from octavo.serving.tenants.examples import OUT_OF_SCOPE, Examples
+from octavo.serving.tenants.intent import DELTA_FILE, train_intents
+from octavo.serving.tenants.metadata import TenantMetadata, origin, tenant_model
+
+if TYPE_CHECKING:
+    from octavo.serving.repository import Repository
+    from octavo.serving.service import Serving
+    from octavo.serving.tensors import Tensors
+
+Progress = Callable[[str], None]
+
+_AT_ONCE: Final = 256  # texts per request: below the queue's limit, many times what fills the cores
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A tenant's version; `new` is false when the same examples had made it before."""
+
+    model: str
+    version: str
+    categories: int
+    examples: int
+    new: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a tenant's model did.
+
+    Attributes:
+        accuracy: share of the in-scope texts given their category; None without such texts.
+        oos_recall: share of the out-of-scope texts that were turned away; None without such texts.
+        in_scope: how many texts have a category.
+        out_of_scope: how many have none.
+    """
+
+    accuracy: float | None
+    oos_recall: float | None
+    in_scope: int
+    out_of_scope: int
+
+
+async def train_tenant(serving: Serving, tenant: str, base: str, examples: Examples, progress: Progress) -> Trained:
+    """Learn a tenant's intents over the base's embeddings and publish them as a version.
+
+    Training again on the same examples and base gives back the version there is.
+
+    Raises:
+        NotFound: no such base.
+        Invalid: one category only, a base that gives no embeddings, or a name that cannot be a model's.
+    """
+    tenant_model(tenant)
+    found = await asyncio.to_thread(serving.repository.resolve, base)
+    made_from = origin(tenant, found, examples)
+    categories = len(set(examples.categories) - {OUT_OF_SCOPE})
+    known = await asyncio.to_thread(_existing, serving.repository, made_from)
+    if known:
+        return Trained(made_from.model, known, categories, len(examples.texts), new=False)
+    if categories < 2:
+        raise Invalid(f"the examples have {categories} category", "category", "Give examples of at least two.")
+    embeddings = await _embed(serving, made_from, examples.texts, progress)
+    head = await asyncio.to_thread(
+        train_intents,
+        embeddings,
+        examples.texts,
+        examples.categories,
+        lambda done: progress(f"training, {done:.0%}"),
+    )
+    with tempfile.TemporaryDirectory(prefix="octavo-") as scratch:
+        head.save(Path(scratch) / DELTA_FILE)
+        version = await asyncio.to_thread(
+            serving.repository.publish, made_from.model, Path(scratch), made_from.config()
+        )
+    return Trained(made_from.model, version, categories, len(examples.texts), new=True)
+
+
+async def evaluate_tenant(serving: Serving, tenant: str, examples: Examples, progress: Progress) -> Evaluation:
+    """Ask a tenant's model about examples, as any client would, and compare.
+
+    Raises:
+        NotFound: the tenant has no model.
+    """
+    model = tenant_model(tenant)
+    said: list[str] = []
+    for texts in _chunks(examples.texts):
+        answer = await serving.infer(InferRequest(model, _tensors(texts), outputs=("label",)))
+        said += [label.decode() for label in answer.outputs["label"].ravel().tolist()]
+        progress(f"asked {len(said):,} of {len(examples.texts):,}")
+    pairs = list(zip(said, examples.categories, strict=True))
+    inside = [one == wanted for one, wanted in pairs if wanted != OUT_OF_SCOPE]
+    outside = [one == wanted for one, wanted in pairs if wanted == OUT_OF_SCOPE]
+    return Evaluation(_share(inside), _share(outside), len(inside), len(outside))
+
+
+async def _embed(serving: Serving, made_from: TenantMetadata, texts: Sequence[str], progress: Progress) -> Any:
+    """FP32 [n, d]: the base's embeddings."""
+    rows = []
+    done = 0
+    for chunk in _chunks(texts):
+        answer = await serving.infer(InferRequest(made_from.base, _tensors(chunk), version=made_from.base_version))
+        embedding = answer.outputs.get("embedding")
+        if embedding is None or embedding.ndim != 2:
+            raise Invalid("the base gives no embedding", made_from.base, "Take a text-embedding model, as minilm.")
+        rows.append(embedding)
+        done += len(chunk)
+        progress(f"reading the examples, {done:,} of {len(texts):,}")
+    return np.concatenate(rows)
+
+
+def _existing(repository: Repository, made_from: TenantMetadata) -> str:
+    """The newest version if it was made from the same; else empty."""
+    name = made_from.model
+    if name not in repository.names():
+        return ""
+    version = repository.choose(name)
+    return version if made_from.made(repository.config(name, version).parameters) else ""
+
+
+def _chunks(texts: Sequence[str]) -> list[Sequence[str]]:
+    return [texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)]
+
+
+def _tensors(texts: Sequence[str]) -> Tensors:
+    return {"text": np.array([[text.encode()] for text in texts], dtype=object)}
+
+
+def _share(right: Sequence[bool]) -> float | None:
+    return round(sum(right) / len(right), 6) if right else None
