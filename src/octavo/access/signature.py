@@ -140,9 +140,11 @@ def canonical_request(
     """The text that is hashed and signed.
 
     Args:
+        method: in any case.
         path: as sent, percent-encoded; for services other than S3 it is encoded once more.
         query: as sent, without `?`.
         headers: of the request; a name that comes twice counts with both values.
+        signed: names of the signed headers, in order.
         payload: of `payload_hash`.
     """
     values: dict[str, list[str]] = {}

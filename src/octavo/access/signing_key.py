@@ -1,8 +1,8 @@
 """The secrets that sign requests: derived from one key of the workspace, so that none has to be kept.
 
-API keys are kept hashed, and a hash cannot verify a signature. So the secret access key of an API key is the HMAC of its
-prefix under the workspace's signing key, a file that is made once. Whoever has that file can sign as anybody; servers
-that share a database need the same file.
+API keys are kept hashed, and a hash cannot verify a signature. So the secret access key of an API key is the HMAC of
+its prefix under the workspace's signing key, a file that is made once. Whoever has that file can sign as anybody;
+servers that share a database need the same file.
 """
 
 from __future__ import annotations

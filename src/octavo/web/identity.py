@@ -1,8 +1,9 @@
 """Who is asking: finds the principal behind a request, and turns away who may not come further.
 
-A token comes as `Authorization: Bearer`, `X-API-Key` or `api-key` (as OpenAI's Azure clients send it); AWS's clients sign
-(`signed_request`); a browser has a session cookie. Requests that a foreign page made a browser send are refused (Origin,
-Sec-Fetch-Site), and so are names other than this machine's while the server listens on loopback only (DNS rebinding).
+A token comes as `Authorization: Bearer`, `X-API-Key` or `api-key` (as OpenAI's Azure clients send it); AWS's clients
+sign (`signed_request`); a browser has a session cookie. Requests that a foreign page made a browser send are refused
+(Origin, Sec-Fetch-Site), and so are names other than this machine's while the server listens on loopback only (DNS
+rebinding).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """AWS's event stream: an answer as frames, each with its own checksums, errors among them.
 
-A frame: u32 total length, u32 length of the headers, u32 CRC-32 of those two, headers, payload, u32 CRC-32 of all before;
-big-endian. A header: u8 length and name, u8 type (7: text), u16 length and value.
+A frame: u32 total length, u32 length of the headers, u32 CRC-32 of those two, headers, payload, u32 CRC-32 of all
+before; big-endian. A header: u8 length and name, u8 type (7: text), u16 length and value.
 """
 
 from __future__ import annotations

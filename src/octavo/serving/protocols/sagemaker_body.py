@@ -1,8 +1,9 @@
 """The bodies that SageMaker's containers take, as requests; and answers in the form that was asked for.
 
-`application/json` holds KServe's tensors (`{"inputs": [{"name": ...}]}`), TensorFlow Serving's rows (`{"instances": ...}`)
-or Hugging Face's texts (`{"inputs": "text"}`); Triton's `application/vnd.sagemaker-triton.binary+json` has binary tensors
-behind the JSON; `text/csv` and `application/x-npy` are rows of a model with one input, `text/plain` is one text. Pure.
+`application/json` holds KServe's tensors (`{"inputs": [{"name": ...}]}`), TensorFlow Serving's rows
+(`{"instances": ...}`) or Hugging Face's texts (`{"inputs": "text"}`); Triton's
+`application/vnd.sagemaker-triton.binary+json` has binary tensors behind the JSON; `text/csv` and `application/x-npy` are
+rows of a model with one input, `text/plain` is one text. Pure.
 """
 
 from __future__ import annotations
@@ -65,7 +66,11 @@ def decode(
     """A body by its content type.
 
     Args:
+        body: as sent, unpacked.
+        content_type: the header; None means JSON.
         header_length: the header `Inference-Header-Content-Length`.
+        model: the name asked for.
+        caller: the principal's name.
         most: texts it may hold.
 
     Raises:

@@ -1,7 +1,7 @@
 """SageMaker's contract of a multi-model container: what the platform asks of one.
 
-Loading brings a model of the repository into memory. A model that is not there is published first when `url` is a folder
-below `serving.model_sources`.
+Loading brings a model of the repository into memory. A model that is not there is published first when `url` is a
+folder below `serving.model_sources`.
 """
 
 from __future__ import annotations

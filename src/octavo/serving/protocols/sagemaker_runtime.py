@@ -1,6 +1,7 @@
-"""SageMaker's runtime, the platform's side: what boto3's `sagemaker-runtime` client asks, with `endpoint_url` set to here.
+"""SageMaker's runtime, the platform's side: what boto3's `sagemaker-runtime` client asks, its `endpoint_url` set to here.
 
-An endpoint is one of octavo's, or a model of the repository; with `TargetModel` its name stands for the whole repository.
+An endpoint is one of octavo's, or a model of the repository; with `TargetModel` its name stands for the whole
+repository.
 """
 
 from __future__ import annotations

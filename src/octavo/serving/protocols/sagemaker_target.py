@@ -80,6 +80,9 @@ async def ask(door: Door, call: Call, model: str, variant: str = "", session: st
     """Put the body's question to a model or endpoint; the answer as the client accepts it.
 
     Args:
+        door: the service and the settings.
+        call: the request; its body is read here.
+        model: a name that is known.
         variant: of an endpoint, the one wanted.
         session: requests of one session go to one variant.
 
