@@ -2,8 +2,8 @@
 
 `application/json` holds KServe's tensors (`{"inputs": [{"name": ...}]}`), TensorFlow Serving's rows
 (`{"instances": ...}`) or Hugging Face's texts (`{"inputs": "text"}`); Triton's
-`application/vnd.sagemaker-triton.binary+json` has binary tensors behind the JSON; `text/csv` and `application/x-npy` are
-rows of a model with one input, `text/plain` is one text. Pure.
+`application/vnd.sagemaker-triton.binary+json` has binary tensors behind the JSON; `text/csv` and `application/x-npy`
+are rows of a model with one input, `text/plain` is one text. Pure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SageMaker's runtime, the platform's side: what boto3's `sagemaker-runtime` client asks, its `endpoint_url` set to here.
+"""SageMaker's runtime, the platform's side: what boto3's `sagemaker-runtime` client asks of its `endpoint_url`.
 
 An endpoint is one of octavo's, or a model of the repository; with `TargetModel` its name stands for the whole
 repository.
