@@ -111,6 +111,10 @@ class ServingSettings(_Section):
         -1, ge=-1, le=65535, description="Port of KServe v2 over gRPC; -1 means the HTTP port plus one, 0 none."
     )
     watch_seconds: float = Field(2.0, gt=0, description="How often the repository is looked at for changes.")
+    default_model: str = Field("", description="Model of `POST /invocations` without a name; empty means the only one.")
+    model_sources: str = Field(
+        "", description="Folder below which `POST /models` may publish models from; empty means none."
+    )
     allow_code: bool = Field(False, description="Run Python models found in the repository.")
     python_memory: ByteSize = Field(
         2 * 2**30, ge=0, description="Address-space limit of a Python model's worker; 0 none."

@@ -185,11 +185,26 @@ def key_add(
     expires = datetime.now(UTC) + timedelta(days=days) if days else None
     with _access(workspace) as access:
         key = access.create_key(name, label, expires)
+        aws = access.aws_credentials(key.prefix)
     if as_json:
-        print_json(asdict(key))
+        print_json(asdict(key) | {"aws": asdict(aws)})
     else:
         typer.echo(key.secret)
         typer.echo("Keep it: it is not shown again.", err=True)
+        typer.echo(f"For AWS's clients: octavo users aws-credentials {key.prefix}", err=True)
+
+
+@app.command("aws-credentials")
+def aws_credentials(
+    prefix: Annotated[str, typer.Argument(help="The key as `keys` lists it.")],
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what AWS's clients sign with in place of an API key, as lines of their credentials file."""
+    with _access(workspace) as access:
+        found = access.aws_credentials(prefix)
+    lines = f"aws_access_key_id = {found.access_key_id}\naws_secret_access_key = {found.secret_access_key}"
+    say(as_json, asdict(found), lines)
 
 
 @app.command("key-revoke")

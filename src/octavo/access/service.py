@@ -13,9 +13,10 @@ from octavo.access.accounts import Accounts, grants_of
 from octavo.access.memory import PrincipalMemory
 from octavo.access.passwords import GuessLimit
 from octavo.access.permissions import Grant, Kind, Principal
+from octavo.access.signing_key import AwsCredentials, SigningKey
 from octavo.access.tables import KeyRow, RoleRow, SessionRow, UserRow
 from octavo.access.tokens import MAX_TOKEN, digest, make_key, make_session_token, prefix_of
-from octavo.errors import Unauthenticated
+from octavo.errors import NotFound, Unauthenticated
 from octavo.settings import Settings
 from octavo.storage.database import Database
 
@@ -38,6 +39,7 @@ class Access(Accounts):
         self._lifetime = timedelta(hours=settings.web.session_hours)
         self._guesses = GuessLimit()
         self._memory = PrincipalMemory()
+        self.signing_key = SigningKey(settings.workspace)
         self._fixed_token = bool(settings.token.get_secret_value())
         if self._fixed_token:
             self._memory.keep(digest(settings.token.get_secret_value()), Principal(ADMIN, "local", _EVERYTHING))
@@ -91,6 +93,24 @@ class Access(Accounts):
             return remembered
         prefix = prefix_of(token)
         return self._look_up_key(prefix, key) if prefix else None
+
+    def aws_credentials(self, prefix: str) -> AwsCredentials:
+        """What AWS's clients sign with in place of an API key.
+
+        Raises:
+            NotFound: no such key, or it is no longer valid.
+        """
+        if self.signer(prefix) is None:
+            raise NotFound(f"there is no valid key {prefix[:40]!r}", "prefix", "List the keys to see their prefixes.")
+        return AwsCredentials(prefix, self.signing_key.secret_of(prefix))
+
+    def signer(self, prefix: str) -> Principal | None:
+        """Who signs with the secret derived from an API key; None when it is not known or no longer valid."""
+        return self.remembered_signer(prefix) or (self._look_up_key(prefix, None) if len(prefix) <= MAX_TOKEN else None)
+
+    def remembered_signer(self, prefix: str) -> Principal | None:
+        """`signer`, when that needs no query; None says nothing."""
+        return self._memory.find(_signer(prefix))
 
     def login(self, name: str, password: str) -> str:
         """Begin a console session with a password; its token.
@@ -170,19 +190,20 @@ class Access(Accounts):
         """Whose console session this is, when that needs no query; None says nothing."""
         return self._memory.find_session(digest(token), self._now()) if len(token) <= MAX_TOKEN else None
 
-    def _look_up_key(self, prefix: str, key: str) -> Principal | None:
+    def _look_up_key(self, prefix: str, key: str | None) -> Principal | None:
+        """Whose key it is; `key` is the token's digest, None when the secret is proved by a signature."""
         now = self._now()
         generation = self._memory.generation
         with self.database.session(read_only=True) as session:
             row = session.scalar(select(KeyRow).where(KeyRow.prefix == prefix))
-            if row is None or not hmac.compare_digest(row.hash, key):
+            if row is None or (key is not None and not hmac.compare_digest(row.hash, key)):
                 return None
             if row.revoked or row.owner.disabled or (row.expires and row.expires <= now):
                 return None
             principal = _principal(row.owner, "key")
         if row.last_used is None or now - row.last_used > _USE_NOTED_EVERY:
             self._note_use(row.id, now)
-        self._memory.remember(key, principal, row.expires, now, generation)
+        self._memory.remember(key or _signer(prefix), principal, row.expires, now, generation)
         return principal
 
     def _note_use(self, key_id: int, now: datetime) -> None:
@@ -210,6 +231,11 @@ class Access(Accounts):
         except IntegrityError:  # the user or the key was removed a moment ago
             raise Unauthenticated("this user is gone", "login", "Ask an admin.") from None
         return token
+
+
+def _signer(prefix: str) -> str:
+    """Where a signer is remembered; no token's digest looks so."""
+    return f"aws:{prefix}"
 
 
 def _principal(row: UserRow, kind: Kind) -> Principal:

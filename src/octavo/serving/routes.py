@@ -5,16 +5,31 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
-from octavo.serving.protocols import control, endpoint_api, kserve_http, openai
+from octavo.serving.protocols import (
+    control,
+    endpoint_api,
+    kserve_http,
+    openai,
+    sagemaker_container,
+    sagemaker_runtime,
+)
 from octavo.serving.protocols.exchange import Door, Endpoint, Operation, Protocol
 
 if TYPE_CHECKING:
     from octavo.serving.service import Serving
     from octavo.settings import Settings
 
-PROTOCOLS: tuple[Protocol, ...] = (kserve_http.PROTOCOL, openai.PROTOCOL, control.PROTOCOL, endpoint_api.PROTOCOL)
+PROTOCOLS: tuple[Protocol, ...] = (
+    kserve_http.PROTOCOL,
+    openai.PROTOCOL,
+    control.PROTOCOL,
+    endpoint_api.PROTOCOL,
+    sagemaker_runtime.PROTOCOL,
+    sagemaker_container.PROTOCOL,
+)
 """Another protocol over HTTP is one more line here."""
 
 
@@ -22,10 +37,22 @@ def routes(service: Serving, settings: Settings) -> list[BaseRoute]:
     """Bare routes, those that answer requests first; each reads `octavo.access.Principal` at `state.principal`."""
     door = Door(service, settings)
     return [
-        Route(operation.path, Endpoint(door, protocol, operation), methods=[operation.method])
+        (_BesidePage if operation.page else Route)(
+            operation.path, Endpoint(door, protocol, operation), methods=[operation.method]
+        )
         for protocol in PROTOCOLS
         for operation in protocol.operations
     ]
+
+
+class _BesidePage(Route):
+    """A route at the address of a page of the console: requests for HTML pass by."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """As `Route`, but for those."""
+        if any(name == b"accept" and b"text/html" in value for name, value in scope.get("headers", ())):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 def openapi_paths() -> dict[str, Any]:
@@ -33,7 +60,9 @@ def openapi_paths() -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for protocol in PROTOCOLS:
         for operation in (one for one in protocol.operations if one.described):
-            paths.setdefault(operation.path, {})[operation.method.lower()] = _describe(protocol, operation)
+            paths.setdefault(operation.path.replace(":path", ""), {})[operation.method.lower()] = _describe(
+                protocol, operation
+            )
     return paths
 
 
@@ -45,7 +74,7 @@ def _describe(protocol: Protocol, operation: Operation) -> dict[str, Any]:
         "operationId": re.sub(r"\W+", "_", f"{operation.method} {operation.path}").strip("_").lower(),
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in re.findall(r"{(\w+)}", operation.path)
+            for name in re.findall(r"{(\w+)(?::path)?}", operation.path)
         ],
         "responses": {
             "200": {"description": "Done", "content": _content(operation.gives)},

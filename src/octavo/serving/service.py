@@ -261,6 +261,26 @@ class Serving:
             return False
         return not (self._residency.failures.reason(name, number) or self._catalogue.lack(name, number))
 
+    async def knows(self, name: str) -> bool:
+        """Whether there is an endpoint or a model of this name, served or not."""
+        if self.endpoints.find(name) is not None or self._catalogue.known(name, "") is not None:
+            return True
+        try:
+            await self._catalogue.resolve(name)
+        except NotFound:
+            return False
+        except OctavoError:  # it is there, and the request for it will tell what is wrong
+            return True
+        return True
+
+    def in_memory(self, name: str) -> bool:
+        """Whether a model, or that of an endpoint's first variant, can answer without being loaded."""
+        model, version = self._behind(name, "") or (name, "")
+        return any(
+            resident.state == READY and resident.version.name == model and version in ("", resident.version.version)
+            for resident in self._residency.residents
+        )
+
     async def index(self) -> list[ModelStatus]:
         """Every version of every model of the repository, with the reason where it is not served."""
         listings = await self._catalogue.listings()

@@ -1,8 +1,9 @@
 """Who is asking: finds the principal behind a request, and turns away who may not come further.
 
-A token comes as `Authorization: Bearer`, `X-API-Key` or `api-key` (as OpenAI's Azure clients send it); a browser has a
-session cookie. Requests that a foreign page made a browser send are refused (Origin, Sec-Fetch-Site), and so are
-names other than this machine's while the server listens on loopback only (DNS rebinding).
+A token comes as `Authorization: Bearer`, `X-API-Key` or `api-key` (as OpenAI's Azure clients send it); AWS's clients
+sign (`signed_request`); a browser has a session cookie. Requests that a foreign page made a browser send are refused
+(Origin, Sec-Fetch-Site), and so are names other than this machine's while the server listens on loopback only (DNS
+rebinding).
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from octavo.access import ANONYMOUS, Principal
 from octavo.errors import Forbidden, OctavoError, Unauthenticated
 from octavo.web.plain import cookies
 from octavo.web.problems import RequestProblem, wants_page
+from octavo.web.signed_request import is_signed, signer_of
 
 if TYPE_CHECKING:
     from octavo.access import Access
 
-PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/login", "/favicon.ico"})
+PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/ping", "/login", "/favicon.ico"})
 PUBLIC_FOLDERS = ("/static/", "/_nicegui/", "/v2/health/")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -55,7 +57,7 @@ class Identity:
             await self.inside(scope, receive, send)
             return
         try:
-            turned_away = await self._identify(scope)
+            turned_away, receive = await self._identify(scope, receive)
         except OctavoError:
             if scope["type"] == "http":
                 raise
@@ -63,8 +65,11 @@ class Identity:
             return
         await (turned_away or self.inside)(scope, receive, send)
 
-    async def _identify(self, scope: Scope) -> ASGIApp | None:
-        """Put the principal into `scope`; an answer instead when a browser has to sign in first."""
+    async def _identify(self, scope: Scope, receive: Receive) -> tuple[ASGIApp | None, Receive]:
+        """Put the principal into `scope`; an answer instead when a browser has to sign in first.
+
+        With it comes what gives the body: of a signed request it was read already.
+        """
         fields = dict(scope["headers"])
         host = fields.get(b"host", b"")
         if self.hosts and _name(host) not in self.hosts:
@@ -77,17 +82,19 @@ class Identity:
             )
         token = _token(fields)
         if token:
-            principal = await principal_of(self.access, token)
+            principal: Principal | None = await principal_of(self.access, token)
+        elif scope["type"] == "http" and is_signed(fields):
+            principal, receive = await signer_of(self.access, scope, receive)
         else:
             _refuse_foreign(scope, fields, host)
             principal = await self._of_cookie(scope, fields)
         scope.setdefault("state", {})["principal"] = principal or ANONYMOUS
         path: str = scope["path"]
         if principal is not None or path in PUBLIC or path.startswith(PUBLIC_FOLDERS):
-            return None
+            return None, receive
         if scope["type"] == "http" and wants_page(scope):
             query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
-            return RedirectResponse(f"/login?next={quote(path + query, safe='/')}", 303)
+            return RedirectResponse(f"/login?next={quote(path + query, safe='/')}", 303), receive
         if token:
             raise Unauthenticated("this token is not known", "", "Check it, or ask an admin for another.")
         raise Unauthenticated("sign in first", "", "Send a token as `Authorization: Bearer ...`.")

@@ -1,7 +1,7 @@
 """An error becomes an answer, in the words of whoever asked.
 
-`/v2/...` speaks Open Inference Protocol (`{"error": "..."}`), `/v1/...` OpenAI (`{"error": {...}}`), a browser gets a
-page, everybody else `application/problem+json` (RFC 9457).
+`/v2/...` speaks Open Inference Protocol (`{"error": "..."}`), `/v1/...` OpenAI (`{"error": {...}}`), `/endpoints/...`
+AWS, as does every refusal of a signature; a browser gets a page, everybody else `application/problem+json` (RFC 9457).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 
+from octavo.aws_errors import AwsError, aws_body, aws_code
 from octavo.errors import OctavoError, Unavailable
 from octavo.telemetry import request_id
 from octavo.web.plain import plain_page
@@ -63,6 +64,9 @@ def problem_response(scope: Scope, error: OctavoError) -> Response:
         headers["www-authenticate"] = "Bearer"
     if error.status in _CLOSE_AFTER:
         headers["connection"] = "close"
+    if path.startswith("/endpoints/") or isinstance(error, AwsError):
+        code, status = aws_code(error)
+        return Response(aws_body(error), status, headers | {"x-amzn-errortype": code}, "application/json")
     if path.startswith("/v2"):
         return _json({"error": str(error)}, error.status, headers)
     if path.startswith("/v1"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -34,12 +34,13 @@ _CLOSE_AFTER = (408, 413)  # the rest of the body is not read, so the connection
 
 
 class Reply(NamedTuple):
-    """An answer, ready to be sent."""
+    """An answer, ready to be sent; with `parts` it is sent as they come, and `body` is not."""
 
     status: int
     body: bytes
     media_type: bytes = b"application/json"
     headers: Headers = _NO_HEADERS
+    parts: AsyncIterator[bytes] | None = None
 
 
 class Door(NamedTuple):
@@ -138,6 +139,7 @@ class Operation:
         takes: media types of the body; empty when it takes none.
         gives: media types of the answer.
         described: whether the API's description lists it; what is only refused is not.
+        page: a page of the console has the same address: who asks for HTML gets that.
     """
 
     method: str
@@ -147,15 +149,21 @@ class Operation:
     takes: tuple[str, ...] = ()
     gives: tuple[str, ...] = ("application/json",)
     described: bool = True
+    page: bool = False
+
+
+def _plain_head(error: OctavoError) -> tuple[int, Headers]:
+    return error.status, _NO_HEADERS
 
 
 class Protocol(NamedTuple):
-    """A name, its operations, and how it writes an error's body."""
+    """A name, its operations, and how it writes an error: the body, and the status with headers of its own."""
 
     name: str
     operations: tuple[Operation, ...]
     error_body: Callable[[OctavoError], bytes]
     error_media_type: bytes = b"application/json"
+    error_head: Callable[[OctavoError], tuple[int, Headers]] = _plain_head
 
 
 class Endpoint:
@@ -179,11 +187,12 @@ class Endpoint:
             if not call.gone:
                 raise
             return
-        headers = [
-            (b"content-type", reply.media_type),
-            (b"content-length", str(len(reply.body)).encode()),
-            *reply.headers,
-        ]
+        headers = [(b"content-type", reply.media_type), *reply.headers]
+        if reply.parts is not None:
+            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+            await _send_parts(send, reply.parts)
+            return
+        headers.insert(1, (b"content-length", str(len(reply.body)).encode()))
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
 
@@ -196,7 +205,14 @@ class Endpoint:
         if error.status in _CLOSE_AFTER:
             headers.append((b"connection", b"close"))
         protocol = self._protocol
-        return Reply(error.status, protocol.error_body(error), protocol.error_media_type, headers)
+        status, own = protocol.error_head(error)
+        return Reply(status, protocol.error_body(error), protocol.error_media_type, [*headers, *own])
+
+
+async def _send_parts(send: Send, parts: AsyncIterator[bytes]) -> None:
+    async for part in parts:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def parsed(body: bytes, parse: Callable[..., T], *arguments: Any) -> T:

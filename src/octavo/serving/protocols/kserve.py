@@ -55,16 +55,24 @@ def parse(body: bytes, header_length: bytes | None, model: str, version: str = "
     Raises:
         Invalid: anything that is not as the protocol says; one sentence tells what.
     """
+    header, binary = split(body, header_length)
+    return read(header, binary, model, version, caller)
+
+
+def split(body: bytes, header_length: bytes | None) -> tuple[dict[str, Any], memoryview]:
+    """The JSON part of a body, and the binary tensors behind it; raises `Invalid` as `parse`."""
     size = len(body) if header_length is None else _header_size(header_length, len(body))
-    header = parse_object(body if size == len(body) else memoryview(body)[:size])
+    return parse_object(body if size == len(body) else memoryview(body)[:size]), memoryview(body)[size:]
+
+
+def read(header: dict[str, Any], binary: memoryview, model: str, version: str = "", caller: str = "") -> Inference:
+    """One inference request whose JSON part is parsed already; arguments and errors as `parse`."""
     parameters = parameters_of(header, "the request")
     forms = _forms(header.get("outputs"), parameters)
     identity = header.get("id", "")
     if not isinstance(identity, str) or len(identity) > MAX_ID:
         raise Invalid("'id' is not a string", "id", f"Send up to {MAX_ID} characters.")
-    request = InferRequest(
-        model, _inputs(header.get("inputs"), memoryview(body)[size:]), version, tuple(forms), identity, caller=caller
-    )
+    request = InferRequest(model, _inputs(header.get("inputs"), binary), version, tuple(forms), identity, caller=caller)
     if parameters:
         apply_parameters(parameters, request)
     return Inference(request, forms, parameters.get("binary_data_output") is True)
@@ -201,7 +209,7 @@ def _from_json(data: object, datatype: str, shape: tuple[int, ...], name: str) -
         raise Invalid(f"input {name!r} has no data", "inputs", "Send a list, or set binary_data_size.")
     if datatype == "FP16":
         raise Invalid(f"input {name!r}: FP16 cannot be sent as JSON", "inputs", "Send it as binary data.")
-    array = _texts(data, name) if datatype == "BYTES" else _numbers(data, dtype, datatype, name)
+    array = _texts(data, name) if datatype == "BYTES" else numbers(data, dtype, datatype, name)
     expected = 1
     for axis in shape:
         expected *= axis
@@ -210,7 +218,8 @@ def _from_json(data: object, datatype: str, shape: tuple[int, ...], name: str) -
     return array.reshape(shape)
 
 
-def _numbers(data: list[Any], dtype: np.dtype[np.generic], datatype: str, name: str) -> Array:
+def numbers(data: list[Any], dtype: np.dtype[np.generic], datatype: str, name: str) -> Array:
+    """Nested lists of JSON as numbers, in their own shape; raises `Invalid` for anything else or out of range."""
     if not data:
         return np.empty(0, dtype)
     try:
