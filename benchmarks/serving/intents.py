@@ -98,7 +98,7 @@ def main() -> None:
     report = Report("intents", "python benchmarks/serving/intents.py", versions=own_versions("octavo", "onnxruntime"))
     bank = [(row["text"], row["category"]) for row in read("banking77_train.csv.gz")]
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        workspace = octavo_workspace(Path(folder))
+        workspace = octavo_workspace(Path(folder) / "workspace")
         shots = [measure(workspace, "Banking77, 10-shot", f"few{at}", *pair) for at, pair in enumerate(few(bank))]
         whole = [measure(workspace, "Banking77, full", f"full{at}", *pair) for at, pair in enumerate(full(bank))]
         wide = measure(workspace, "CLINC150", "clinc", *clinc(read("clinc150_train.csv.gz")))
