@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute, Route
 
-from octavo.serving.protocols import control, endpoint_api, kserve_http, openai
+from octavo.serving.protocols import control, deployment_api, endpoint_api, kserve_http, openai
 from octavo.serving.protocols.exchange import Door, Endpoint, Operation, Protocol
 
 if TYPE_CHECKING:
     from octavo.serving.service import Serving
     from octavo.settings import Settings
 
-PROTOCOLS: tuple[Protocol, ...] = (kserve_http.PROTOCOL, openai.PROTOCOL, control.PROTOCOL, endpoint_api.PROTOCOL)
+PROTOCOLS: tuple[Protocol, ...] = (
+    kserve_http.PROTOCOL,
+    openai.PROTOCOL,
+    control.PROTOCOL,
+    endpoint_api.PROTOCOL,
+    deployment_api.PROTOCOL,
+)
 """Another protocol over HTTP is one more line here."""
 
 

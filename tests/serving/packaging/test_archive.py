@@ -79,7 +79,9 @@ def test_a_header_that_declares_gigabytes(tmp_path: Path) -> None:
     path = tmp_path / "model.tar.gz"
     path.write_bytes(gzip.compress(header("x", 10 * 10**9, tarfile.XHDTYPE).tobuf(tarfile.GNU_FORMAT) + b"0" * 512))
     refused(path, TooLarge, "header")
-    path.write_bytes(gzip.compress(header("x", 2**21, tarfile.GNUTYPE_LONGNAME).tobuf(tarfile.GNU_FORMAT) + b"a" * 2**21))
+    path.write_bytes(
+        gzip.compress(header("x", 2**21, tarfile.GNUTYPE_LONGNAME).tobuf(tarfile.GNU_FORMAT) + b"a" * 2**21)
+    )
     refused(path, TooLarge, "header")
 
 

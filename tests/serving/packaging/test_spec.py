@@ -32,7 +32,10 @@ def test_a_good_one() -> None:
 
 
 def test_the_digest_is_of_what_it_says() -> None:
-    assert parse_spec(GOOD.encode()).digest == parse_spec(GOOD.replace("[4]", "[ 4 ]").replace("8\n", "8  # rows\n").encode()).digest
+    assert (
+        parse_spec(GOOD.encode()).digest
+        == parse_spec(GOOD.replace("[4]", "[ 4 ]").replace("8\n", "8  # rows\n").encode()).digest
+    )
     assert parse_spec(GOOD.encode()).digest != parse_spec(GOOD.replace("[4]", "[5]").encode()).digest
 
 

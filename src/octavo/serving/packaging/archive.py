@@ -8,7 +8,7 @@ import hashlib
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, Self, cast
@@ -78,8 +78,13 @@ def unpack(archive: Path, into: Path, limits: Limits) -> list[str]:
     return sorted(files)
 
 
-def pack(folder: Path, archive: Path) -> str:
+def pack(folder: Path, archive: Path, names: Iterable[str] | None = None) -> str:
     """Write the files of a folder as a `.tar.gz`; the same files give the same bytes.
+
+    Args:
+        folder: its files keep their paths in it.
+        archive: written.
+        names: the files to take; default: all.
 
     Returns:
         SHA-256 (hex) of the archive.
@@ -87,13 +92,15 @@ def pack(folder: Path, archive: Path) -> str:
     Raises:
         Invalid: a link, a device, or a name that no archive should hold.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    if names is None:
+        found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+        names = [path.relative_to(folder).as_posix() for path in found]
     total = hashlib.sha256()
     try:
         with archive.open("wb") as raw, gzip.GzipFile("", "wb", _LEVEL, _Hashing(raw, total), mtime=0) as packed:
             with tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-                for path in files:
-                    _add(tar, path, check_key(path.relative_to(folder).as_posix()))
+                for name in sorted(names):
+                    _add(tar, folder / name, check_key(name))
     except OSError as error:
         raise readable(error, archive) from error
     return total.hexdigest()

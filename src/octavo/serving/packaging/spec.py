@@ -1,18 +1,18 @@
 """`spec.yaml`: what a package of a model is made of.
 
-    name: acme-intents
-    metadata: {tenant: acme, kind: intents}     # names the endpoint: acme-intents
-    backend: onnxruntime
-    files: {exported/model.onnx: model.onnx}    # file or folder beside the spec: place in the version's folder
-    code: {repository: https://example.org/code.git, commit: <40 hex digits>, path: acme}
-    shapes:
-      inputs: {x: {datatype: FP32, dims: [4]}}
-      outputs: {y: {datatype: FP32, dims: [4]}}
-    max_batch_size: 8
-    batching: {max_queue_delay_us: 1000}
-    parameters: {token_budget: "512"}
-    check: {x: [[1, 2, 3, 4]]}                  # asked before the model gets traffic
-    endpoint: {share: 0.1}
+name: acme-intents
+metadata: {tenant: acme, kind: intents}     # names the endpoint: acme-intents
+backend: onnxruntime
+files: {exported/model.onnx: model.onnx}    # file or folder beside the spec: place in the version's folder
+code: {repository: https://example.org/code.git, commit: <40 hex digits>, path: acme}
+shapes:
+  inputs: {x: {datatype: FP32, dims: [4]}}
+  outputs: {y: {datatype: FP32, dims: [4]}}
+max_batch_size: 8
+batching: {max_queue_delay_us: 1000}
+parameters: {token_budget: "512"}
+check: {x: [[1, 2, 3, 4]]}                  # asked before the model gets traffic
+endpoint: {share: 0.1}
 """
 
 from __future__ import annotations
