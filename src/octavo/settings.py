@@ -120,6 +120,15 @@ class ServingSettings(_Section):
         2 * 2**30, ge=0, description="Address-space limit of a Python model's worker; 0 none."
     )
     python_timeout: float = Field(60.0, gt=0, description="Seconds one execute() may take before its worker is killed.")
+    package_bytes: ByteSize = Field(8 * 2**30, ge=1, description="Bytes an archive of models may unpack to.")
+    package_file_bytes: ByteSize = Field(4 * 2**30, ge=1, description="Bytes one file of such an archive may have.")
+    package_files: int = Field(10_000, ge=1, description="Files in such an archive.")
+    package_ratio: float = Field(
+        200.0, ge=1, description="Unpacked over packed bytes of such an archive, from 64 MiB on; more is a bomb."
+    )
+    deploy_lease: float = Field(
+        600.0, gt=0, description="Seconds a step of a deployment may take before another may go on with it."
+    )
 
 
 class Settings(BaseSettings):

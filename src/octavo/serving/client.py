@@ -152,6 +152,27 @@ class Client:
         """Take an endpoint away; its models stay."""
         self._send("DELETE", f"/api/serving/endpoints/{quote(name, safe='')}")
 
+    def deployments(self) -> list[dict[str, Any]]:
+        """Every deployment: what is stable, what is rolled out, and how far the last change came."""
+        rows: list[dict[str, Any]] = self._json("GET", "/api/serving/deployments")
+        return rows
+
+    def deploy(self, name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Deploy a staged package to an endpoint: `package` (SHA-256), and `share` or `shadow`; the deployment."""
+        return self._deployment(name, "", wanted)
+
+    def roll_out(self, name: str, share: float) -> dict[str, Any]:
+        """Give the version that is rolled out another share (0 to 1) of the traffic; the deployment."""
+        return self._deployment(name, "/roll-out", {"share": share})
+
+    def promote(self, name: str) -> dict[str, Any]:
+        """Give the version that is rolled out all of the traffic; the deployment."""
+        return self._deployment(name, "/promote", {})
+
+    def roll_back(self, name: str) -> dict[str, Any]:
+        """Take the version that is rolled out back, or return to the one before; the deployment."""
+        return self._deployment(name, "/roll-back", {})
+
     def ready(self) -> bool:
         """Whether the server answers; never raises."""
         try:
@@ -181,6 +202,11 @@ class Client:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Close the connections."""
         self.close()
+
+    def _deployment(self, name: str, change: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        path = f"/api/serving/deployments/{quote(name, safe='')}{change}"
+        found: dict[str, Any] = orjson.loads(self._send("POST", path, orjson.dumps(dict(body))).content)
+        return found
 
     def _json(self, method: str, path: str) -> Any:
         return orjson.loads(self._send(method, path).content)

@@ -16,6 +16,7 @@ from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
 from octavo.printing import print_json, print_table, say, spinner
 from octavo.running import find_running
 from octavo.serving.bench_command import bench
+from octavo.serving.packaging import commands as packaging
 from octavo.settings import existing_workspace, load_settings
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ def infer(
 
 
 app.command("bench")(bench)
+packaging.register(app)
 
 
 def _versions(repository: Repository, name: str) -> list[dict[str, Any]]:
@@ -225,14 +227,14 @@ def _versions(repository: Repository, name: str) -> list[dict[str, Any]]:
     return [{"name": name, "version": v, "default": v == default} for v in repository.versions(name)]
 
 
-def find_server(settings: Settings) -> Client | None:
-    """A client of the workspace's running server; None when there is none."""
+def find_server(settings: Settings, timeout: float = 60.0) -> Client | None:
+    """A client of the workspace's running server, whose calls may take `timeout` seconds; None when there is none."""
     running = find_running(settings)
     if running is None:
         return None
     from octavo.serving.client import Client
 
-    client = Client(running.url, token=running.token)
+    client = Client(running.url, token=running.token, timeout=timeout)
     return client if client.ready() else None
 
 

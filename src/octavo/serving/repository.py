@@ -248,6 +248,29 @@ class Repository:
         self._check_upload(name, text, {file: listed[file] for file in files}, str(source))
         return self._store.publish(name, Upload(source, files, text), version)
 
+    def find_same(self, name: str, source_folder: Path, config: ModelConfig | None = None) -> str:
+        """The newest version that publishing this folder would only repeat; empty when there is none.
+
+        Raises:
+            Invalid: as `publish`.
+        """
+        from octavo.serving.digest import hash_file
+
+        present = self._known_files(check_name(name))
+        listed = list_files(source_folder, source_folder, links="refuse")
+        files = {file: stamp for file, stamp in listed.items() if is_published(file) and file != CONFIG_NAME}
+        text = _config_text(source_folder, config)
+        wanted = self._check_upload(name, text, files, str(source_folder))
+        digest = version_digest(wanted, {file: hash_file(source_folder / file) for file in files})
+        for number in reversed(version_numbers(present)):
+            manifest = self._reader.manifest(name, str(number), present)
+            if manifest is None:
+                continue
+            hashes = {file: value for file, value in manifest.hashes.items() if file != CONFIG_NAME}
+            if version_digest(self._reader.version_config(name, str(number), present), hashes) == digest:
+                return str(number)
+        return ""
+
     def copy(self, source: str, target: str, version: str = "") -> str:
         """Publish a model's version under another name; in one folder the files are hard links and cost no space.
 
@@ -358,8 +381,8 @@ class Repository:
         except NotFound:
             return {}
 
-    def _check_upload(self, name: str, text: str, files: Files, where: str) -> None:
-        """Raise unless these files are a version of such a model."""
+    def _check_upload(self, name: str, text: str, files: Files, where: str) -> ModelConfig:
+        """The configuration these files would have as a version; raises unless they are one of such a model."""
         from octavo.serving.pbtxt import parse
 
         present = self._known_files(name)
@@ -370,6 +393,7 @@ class Repository:
         reason = missing(config, files)
         if reason:
             raise Invalid(f"not a version of this model: {reason}", where, "Give the folder that holds the model file.")
+        return config
 
     def _choose(self, name: str, version: str, files: Files) -> str:
         config = self._reader.config(name, files)

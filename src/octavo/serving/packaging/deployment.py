@@ -1,0 +1,241 @@
+"""A deployment: what an endpoint should serve, kept as a document, and who works on it.
+
+The record holds what is wanted; labels and the endpoint are made to match it. So whoever finds a record that somebody
+left half-way makes the same thing of it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import psutil
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from octavo.errors import Conflict, Invalid, NotFound
+from octavo.serving.endpoint import Endpoint, Variant
+from octavo.storage.documents import Document, Documents
+
+KIND = "deployment"
+MAX_NAME = 100
+"""Shorter than a model's, since labels are made of it."""
+
+Step = Literal["published", "checked", "routing", "done", "failed"]
+Action = Literal["deploy", "roll-out", "promote", "roll-back"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Release(_Part):
+    """Versions that belong together: the model clients ask, and every model with its version."""
+
+    main: str
+    versions: dict[str, str]
+    digest: str = ""
+
+    @property
+    def version(self) -> str:
+        """Of the model clients ask."""
+        return self.versions[self.main]
+
+    def same(self, other: Release | None) -> bool:
+        """Whether both are the same versions, whatever package they came in."""
+        return other is not None and (self.main, self.versions) == (other.main, other.versions)
+
+
+class Lease(_Part):
+    """Who works on a deployment, and until when others leave it alone."""
+
+    host: str
+    pid: int
+    started: float
+    until: float
+
+    @property
+    def held(self) -> bool:
+        """Whether its holder may still be at work: not late, and if on this machine, alive."""
+        if time.time() >= self.until:
+            return False
+        if self.host != socket.gethostname():
+            return True
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.started) < 1.0
+        except psutil.NoSuchProcess:
+            return False
+
+
+class Deployment(_Part):
+    """What an endpoint should serve.
+
+    Attributes:
+        action: the last change.
+        step: how far it came; "routing" is ended by whoever comes next, whatever they came for.
+        stable: takes the traffic, or what the candidate leaves of it.
+        candidate: takes `share` of the traffic, or copies of `shadow` of it.
+        previous: what a roll-back returns to when there is no candidate.
+        pending: published, and not yet checked.
+    """
+
+    name: str
+    action: Action = "deploy"
+    step: Step = "done"
+    stable: Release | None = None
+    candidate: Release | None = None
+    previous: Release | None = None
+    pending: Release | None = None
+    share: float = Field(0.0, ge=0, le=1)
+    shadow: float = Field(0.0, ge=0, le=1)
+    error: str = ""
+    lease: Lease | None = None
+
+    def releases(self) -> Iterator[tuple[str, Release]]:
+        """Every release that must stay served, by what it is."""
+        for role in ("stable", "candidate", "previous", "pending"):
+            if (release := getattr(self, role)) is not None:
+                yield role, release
+
+    def endpoint(self) -> Endpoint:
+        """The endpoint that serves it."""
+        if self.stable is None:
+            raise NotFound("nothing is deployed yet", self.name, "Deploy something: octavo models deploy SOURCE")
+        stable = _variant(self.stable, 1.0 - self.share)
+        variants = [stable]
+        if self.candidate is not None and self.shadow:
+            variants.append(_variant(self.candidate, self.shadow, shadow=True))
+        elif self.candidate is not None:
+            variants.append(_variant(self.candidate, self.share))
+        return Endpoint(name=self.name, variants=tuple(variants))
+
+    def routed(self, release: Release, share: float, shadow: float) -> Deployment:
+        """With a release that takes a share, copies, or (the first one, and a share of 1) everything."""
+        if release.same(self.stable):
+            return self.model_copy(update={"candidate": None, "share": 0.0, "shadow": 0.0, "pending": None})
+        if self.stable is None or (share >= 1 and not shadow):
+            return self._with_stable(release, self.stable)
+        update = {"candidate": release, "share": 0.0 if shadow else share, "shadow": shadow, "pending": None}
+        return self.model_copy(update=update)
+
+    def promoted(self) -> Deployment:
+        """With the candidate in the stable's place.
+
+        Raises:
+            Conflict: there is no candidate.
+        """
+        if self.candidate is None:
+            raise Conflict("there is no version to promote", self.name, "Deploy one with --share or --shadow first.")
+        return self._with_stable(self.candidate, self.stable)
+
+    def rolled_back(self) -> Deployment:
+        """Without the candidate, or where there is none, with the version before the stable one.
+
+        Raises:
+            Conflict: there is nothing before.
+        """
+        if self.candidate is not None:
+            return self.model_copy(update={"candidate": None, "share": 0.0, "shadow": 0.0, "pending": None})
+        if self.previous is None:
+            raise Conflict("there is no version to roll back to", self.name, "Deploy the version wanted.")
+        return self._with_stable(self.previous, None)
+
+    def _with_stable(self, release: Release, before: Release | None) -> Deployment:
+        cleared = {"candidate": None, "share": 0.0, "shadow": 0.0, "pending": None}
+        return self.model_copy(update=cleared | {"stable": release, "previous": before})
+
+
+def _variant(release: Release, weight: float, *, shadow: bool = False) -> Variant:
+    """Named by its version, so that what is counted of it stays its own when it is promoted."""
+    return Variant(
+        name=f"v{release.version}", model=release.main, version=release.version, weight=round(weight, 6), shadow=shadow
+    )
+
+
+class Deployments:
+    """The records of deployments. Methods block for a query; all may raise `Unavailable`."""
+
+    def __init__(self, documents: Documents, lease_seconds: float) -> None:
+        self._documents = documents
+        self._seconds = lease_seconds
+
+    def all(self) -> list[Deployment]:
+        """Every one, by name."""
+        return [_read(document) for document in self._documents.list(KIND)]
+
+    def get(self, name: str) -> Deployment:
+        """One.
+
+        Raises:
+            NotFound: nothing was deployed under this name.
+        """
+        return _read(self._documents.get(KIND, name))
+
+    def claim(self, name: str) -> tuple[Deployment, int]:
+        """Take the lease of a name; the record, a new one where there was none, and its revision.
+
+        Raises:
+            Conflict: somebody else works on it.
+            Invalid: the name is too long.
+        """
+        if len(name) > MAX_NAME:
+            raise Invalid(
+                f"the name has {len(name)} characters", name[:MAX_NAME], f"At most {MAX_NAME} are deployed to."
+            )
+        try:
+            document = self._documents.get(KIND, name)
+            found, revision = _read(document), document.revision
+        except NotFound:
+            found, revision = Deployment(name=name), 0
+        if found.lease is not None and found.lease.held:
+            raise _busy(name, found.lease)
+        return self.write(found, revision)
+
+    def write(self, deployment: Deployment, revision: int) -> tuple[Deployment, int]:
+        """Write over a revision and hold the lease on; the record and its new revision.
+
+        Raises:
+            Conflict: somebody else wrote meanwhile.
+        """
+        held = deployment.model_copy(update={"lease": self._lease()})
+        return held, self._put(held, revision)
+
+    def release(self, deployment: Deployment, revision: int) -> Deployment:
+        """Write for the last time and let go; raises as `write`."""
+        free = deployment.model_copy(update={"lease": None})
+        self._put(free, revision)
+        return free
+
+    def _put(self, deployment: Deployment, revision: int) -> int:
+        body = deployment.model_dump(mode="json")
+        try:
+            return self._documents.put(KIND, deployment.name, body, revision=revision).revision
+        except Conflict:
+            raise Conflict(
+                "somebody else deploys to this name now", deployment.name, "Wait until that is done, then try again."
+            ) from None
+
+    def _lease(self) -> Lease:
+        process = psutil.Process()
+        until = time.time() + self._seconds
+        return Lease(host=socket.gethostname(), pid=os.getpid(), started=process.create_time(), until=until)
+
+
+def _busy(name: str, lease: Lease) -> Conflict:
+    left = max(1, int(lease.until - time.time()))
+    return Conflict(
+        f"process {lease.pid} on {lease.host} deploys to this name now",
+        name,
+        f"Wait until it is done; if it hangs, its turn ends in {left} s.",
+    )
+
+
+def _read(document: Document) -> Deployment:
+    try:
+        return Deployment.model_validate(dict(document.body))
+    except ValidationError as error:
+        first: Any = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise Invalid(f"the record of the deployment cannot be read: {place}: {first['msg']}", document.name) from None
