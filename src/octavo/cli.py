@@ -37,6 +37,9 @@ DOORS: dict[str, Door] = {
     "endpoints": Door(
         "octavo.serving.endpoint_commands:app", "Endpoints: share traffic between models.", "serving", "onnxruntime"
     ),
+    "autoscaling": Door(
+        "octavo.serving.autoscaling.commands:app", "Dry runs of a scaling policy on a trace.", "serving", "onnxruntime"
+    ),
     "bench": Door(
         "octavo.serving.bench_command:bench", "Measure a model's latency and throughput.", "serving", "onnxruntime"
     ),
