@@ -40,7 +40,7 @@ def draw(simulation: Simulation, policy: ScalingPolicy, file: Path) -> None:
     minutes = [period.t_s / 60 for period in periods]
     figure = Figure(figsize=(9, 6), layout="constrained")
     (count, memory), (load, money) = figure.subplots(2, 2, sharex=True)
-    count.step(minutes, [period.instances for period in periods], where="post", label="target tracking")
+    count.step(minutes, [period.instances for period in periods], where="pre", label="target tracking")
     count.axhline(simulation.fixed_instances, linestyle=":", color="gray", label="fixed fleet")
     memory.plot(minutes, [period.memory_utilisation for period in periods])
     load.plot(minutes, [period.invocations_per_instance for period in periods])

@@ -1,4 +1,4 @@
-"""A dry run of a scaling policy: a recorded trace replayed against simulated instances. The same input, the same answer.
+"""A dry run of a scaling policy: a trace replayed against simulated instances. The same input, the same answer.
 
 Every minute the fleet's metrics are read and `decide` asked, as the live one would be. An instance is paid for from
 launch to end and answers after its start-up time.
