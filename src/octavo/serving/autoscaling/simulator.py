@@ -67,9 +67,10 @@ class Simulation:
         totals = asdict(self.tracked) | {"peak_instances": self.tracked.peak}
         rows = totals.pop("periods")
         del totals["lives"]
-        fixed = {"instances": self.fixed_instances, "cost": self.fixed.cost, "cold_starts": self.fixed.cold_starts}
-        fixed |= {"over_capacity": self.fixed.over_capacity, "saving": self._saving(self.fixed.cost)}
-        alone = {"instances": self.tracked.models, "cost": self.per_model_cost}
+        fixed: dict[str, Any] = {"instances": self.fixed_instances, "cost": self.fixed.cost}
+        fixed |= {"cold_starts": self.fixed.cold_starts, "over_capacity": self.fixed.over_capacity}
+        fixed["saving"] = self._saving(self.fixed.cost)
+        alone: dict[str, Any] = {"instances": self.tracked.models, "cost": self.per_model_cost}
         alone["saving"] = self._saving(self.per_model_cost)
         return {"periods": rows, "totals": totals, "fixed_fleet": fixed, "one_instance_per_model": alone}
 
