@@ -179,6 +179,11 @@ def test_unreadable_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(traces, "MAX_REQUESTS", 2)
     with pytest.raises(TooLarge, match="line 4"):
         read_trace(file)
+    monkeypatch.setattr(traces, "MAX_BYTES", 20)
+    with pytest.raises(TooLarge, match="more than 20 bytes"):
+        read_trace(file)
+    with pytest.raises(Invalid, match="cannot be read"):
+        read_trace(Path("/dev/zero"))
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -205,6 +210,7 @@ def test_the_command(tmp_path: Path) -> None:
         (("none.csv",), "cannot be read"),
         (("none.csv", "--plot", "out.gif"), "not a kind of picture"),
         (("none.csv", "--model", "encoder"), "not a size: 'encoder'"),
+        (("none.csv", "--memory-gib", "nan"), "not a finite number"),
         (("none.csv", "--min-capacity", "11"), "the least capacity is over the most"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,6 +63,10 @@ def simulate_trace(
 
     if plot is not None:
         check_picture(plot)
+    numbers = {"--price": price, "--memory-gib": memory_gib, "--start-up": start_up, "--model-mib": model_mib}
+    for name, value in (numbers | {"--unload-idle": unload_idle or 0.0}).items():
+        if not math.isfinite(value):  # a range lets nan through
+            raise Invalid(f"not a finite number: {value}", name, "Give a number.")
     options: dict[str, Any] = {
         "min_capacity": min_capacity,
         "max_capacity": max_capacity,

@@ -12,6 +12,7 @@ from octavo.errors import Invalid, TooLarge
 
 COLUMNS = ("t_s", "tenant", "model_kind", "n_tokens")
 MAX_REQUESTS = 5_000_000
+MAX_BYTES = 2**30
 MAX_SECONDS = 31 * 24 * 3600.0
 _FORM = f"The columns are {','.join(COLUMNS)}; t_s is in seconds from the start and never falls."
 
@@ -36,8 +37,12 @@ def read_trace(file: Path) -> list[Call]:
 
     Raises:
         Invalid: the file cannot be read, or a row is wrong; names its line.
-        TooLarge: more than `MAX_REQUESTS` rows.
+        TooLarge: more than `MAX_REQUESTS` rows or `MAX_BYTES`.
     """
+    if not file.is_file():
+        raise Invalid("cannot be read: there is no such file", str(file), "Name a trace file.")
+    if file.stat().st_size > MAX_BYTES:
+        raise TooLarge(f"more than {MAX_BYTES} bytes", str(file), "Replay a shorter part.")
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             calls = _calls(csv.DictReader(stream), str(file))
