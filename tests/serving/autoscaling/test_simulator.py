@@ -210,7 +210,8 @@ def test_the_command(tmp_path: Path) -> None:
         (("none.csv",), "cannot be read"),
         (("none.csv", "--plot", "out.gif"), "not a kind of picture"),
         (("none.csv", "--model", "encoder"), "not a size: 'encoder'"),
-        (("none.csv", "--memory-gib", "nan"), "not a finite number"),
+        (("none.csv", "--memory-gib", "nan"), "'--memory-gib'"),
+        (("none.csv", "--unload-idle", "nan"), "'--unload-idle'"),
         (("none.csv", "--min-capacity", "11"), "the least capacity is over the most"),
     ],
 )
