@@ -40,6 +40,9 @@ DOORS: dict[str, Door] = {
     "tenants": Door(
         "octavo.serving.tenants.commands:app", "Customers' own models on a shared base.", "serving", "onnxruntime"
     ),
+    "autoscaling": Door(
+        "octavo.serving.autoscaling.commands:app", "Dry runs of a scaling policy on a trace.", "serving", "onnxruntime"
+    ),
     "bench": Door(
         "octavo.serving.bench_command:bench", "Measure a model's latency and throughput.", "serving", "onnxruntime"
     ),
