@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.serving.served_models import BATCHED, CHAIN, put, times
 
 from octavo.errors import Invalid, NotFound, OctavoError, TooLarge
 from octavo.serving.packaging.artifact import publish_artifact
 from octavo.serving.packaging.package import build_package
 from octavo.serving.repository import Repository
 from octavo.settings import Settings, load_settings
-from tests.serving.served_models import BATCHED, CHAIN, put, times
 
 if TYPE_CHECKING:
     from tests.conftest import S3Server

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.serving.conftest import Open
+from tests.serving.served_models import BATCHED, CHAIN, put, times
 
 from octavo.errors import Conflict, Invalid, ModelFailed, OctavoError
 from octavo.serving.inference import InferRequest
@@ -18,8 +20,6 @@ from octavo.serving.packaging.deployment import Deployment
 from octavo.serving.packaging.spec import Rollout
 from octavo.serving.service import Serving
 from octavo.settings import Settings, load_settings
-from tests.serving.conftest import Open
-from tests.serving.served_models import BATCHED, CHAIN, put, times
 
 ALL = Rollout()
 TENTH = Rollout(share=0.1)

@@ -13,13 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from octavo.errors import Conflict, Invalid
-from octavo.serving.client import Client
 from tests.serving.live import clean_environment, octavo, octavo_up
 from tests.serving.served_models import times
 
-SPEC = "name: m\nmetadata: {tenant: acme, kind: intents}\nfiles: [model.onnx]\nmax_batch_size: 8\nbackend: onnxruntime\ncheck: {x: [[1, 2, 3, 4]]}\n"  # noqa: E501
+from octavo.errors import Conflict, Invalid
+from octavo.serving.client import Client
+
+SPEC = """\
+name: m
+metadata: {tenant: acme, kind: intents}
+backend: onnxruntime
+files: [model.onnx]
+max_batch_size: 8
+check: {x: [[1, 2, 3, 4]]}
+"""
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
-        header = super().frombuf(buf, encoding, errors)
+        header = super().frombuf(buf, encoding or tarfile.ENCODING, errors)
         if header.size < 0 or (header.type in _LONG and header.size > MAX_HEADER):
             raise TooLarge(f"a header of the archive has {header.size} bytes", "archive", "Pack it again.")
         return header
@@ -198,7 +198,6 @@ def _extract(tar: tarfile.TarFile, folder: Path, limits: Limits, where: str) -> 
     folders: set[str] = set()
     written = 0
     for count, member in enumerate(tar, 1):
-        tar.members = []  # tarfile keeps every header it has seen
         if count > limits.files:
             raise TooLarge(f"the archive holds more than {limits.files} files", where, _SETTINGS)
         name = _name(member, where)

@@ -92,6 +92,10 @@ class Batching(_Part):
     max_queue_delay_us: int = Field(0, ge=0)
     preferred_batch_size: tuple[int, ...] = ()
 
+    def config(self) -> DynamicBatching:
+        """As the model's configuration has it."""
+        return DynamicBatching(self.preferred_batch_size, self.max_queue_delay_us)
+
 
 class Rollout(_Part):
     """What a new version gets of the endpoint's traffic when nothing else is said: a share, or copies."""
@@ -156,15 +160,12 @@ class Spec(_Part):
 
     def config(self) -> ModelConfig:
         """The model's configuration."""
-        batching = self.batching and DynamicBatching(
-            preferred_batch_size=self.batching.preferred_batch_size, max_queue_delay_us=self.batching.max_queue_delay_us
-        )
         return ModelConfig(
             backend=self.backend,
             max_batch_size=self.max_batch_size,
             inputs=_specs(self.shapes.inputs),
             outputs=_specs(self.shapes.outputs),
-            dynamic_batching=batching,
+            dynamic_batching=self.batching.config() if self.batching else None,
             parameters=self.parameters,
         )
 
