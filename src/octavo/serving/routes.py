@@ -48,11 +48,12 @@ def routes(service: Serving, settings: Settings) -> list[BaseRoute]:
 
 
 class _BesidePage(Route):
-    """A route at the address of a page of the console: requests for HTML pass by."""
+    """A route at the address of a page of the console: a browser that opens the page passes by."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """As `Route`, but for those."""
-        if any(name == b"accept" and b"text/html" in value for name, value in scope.get("headers", ())):
+        opens = scope.get("method") in ("GET", "HEAD")
+        if opens and any(name == b"accept" and b"text/html" in value for name, value in scope.get("headers", ())):
             return Match.NONE, {}
         return super().matches(scope)
 

@@ -139,7 +139,7 @@ class Operation:
         takes: media types of the body; empty when it takes none.
         gives: media types of the answer.
         described: whether the API's description lists it; what is only refused is not.
-        page: a page of the console has the same address: who asks for HTML gets that.
+        page: a page of the console has the same address; a browser that opens it gets that.
     """
 
     method: str

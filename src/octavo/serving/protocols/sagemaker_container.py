@@ -150,10 +150,10 @@ PROTOCOL = Protocol(
         Operation("GET", "/ping", ping, "Whether the server takes requests"),
         Operation("POST", "/invocations", invocations, "Ask a model", TAKEN, GIVEN),
         Operation("GET", "/models", models, "The models in memory", page=True),
-        Operation("POST", "/models", load, "Bring a model into memory", ("application/json",)),
-        Operation("POST", "/models/{model:path}/invoke", invoke, "Ask a model", TAKEN, GIVEN),
+        Operation("POST", "/models", load, "Bring a model into memory", ("application/json",), page=True),
+        Operation("POST", "/models/{model:path}/invoke", invoke, "Ask a model", TAKEN, GIVEN, page=True),
         Operation("GET", "/models/{model:path}", model, "A model in memory", page=True),
-        Operation("DELETE", "/models/{model:path}", unload, "Send a model out of memory"),
+        Operation("DELETE", "/models/{model:path}", unload, "Send a model out of memory", page=True),
     ),
     container_error,
 )
