@@ -67,7 +67,7 @@ def clinc(rows: list[dict[str, str]]) -> tuple[Rows, Rows]:
     return part("train", "oos_train"), part("val", "oos_val")
 
 
-def command(workspace: Path, verb: str, tenant: str, rows: Rows) -> dict[str, Any]:
+def command(workspace: Path, verb: str, tenant: str, rows: Rows) -> Any:
     """What `octavo tenants VERB` prints for a file of these rows."""
     file = workspace.with_name(f"{tenant}-{verb}.csv")
     with file.open("w", newline="", encoding="utf-8") as stream:
@@ -76,13 +76,13 @@ def command(workspace: Path, verb: str, tenant: str, rows: Rows) -> dict[str, An
     done = subprocess.run([*octavo_command(), *words], capture_output=True, text=True)
     if done.returncode:
         raise CannotRun(done.stderr.strip()[-500:])
-    return dict(json.loads(done.stdout))
+    return json.loads(done.stdout)
 
 
 def measure(workspace: Path, case: str, tenant: str, train: Rows, ask: Rows) -> dict[str, Any]:
     """One tenant, trained by one command and asked by another."""
     start = time.perf_counter()
-    trained = command(workspace, "train", tenant, train)
+    trained = command(workspace, "train", tenant, train)[0]
     seconds = time.perf_counter() - start
     folder = workspace / "models" / trained["model"] / trained["version"]
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

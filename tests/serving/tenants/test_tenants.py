@@ -55,9 +55,10 @@ async def test_tenants_share_a_base_and_each_has_its_own_categories(
     minilm_repository: Path, open_serving: Open
 ) -> None:
     serving = await open_serving(minilm_repository)
-    bank = await train_tenant(serving, "bank", "minilm", BANK, quiet)
-    shop = await train_tenant(serving, "shop", "minilm", SHOP, quiet)
+    bank, adapter = await train_tenant(serving, "bank", "minilm", BANK, quiet)
+    shop, _ = await train_tenant(serving, "shop", "minilm", SHOP, quiet)
     assert (bank.model, bank.version, bank.categories, shop.new) == ("bank-intent", "1", 2, True)
+    assert (adapter.model, adapter.new) == ("bank-embedding", True)
     asked = [InferRequest("bank-intent", texts(*SAID.values())), InferRequest("shop-intent", texts("track my parcel"))]
     answers = await asyncio.gather(*(serving.infer(request) for request in asked * 8))
     for answer, alike in zip(answers[2:], answers, strict=False):
@@ -71,12 +72,13 @@ async def test_tenants_share_a_base_and_each_has_its_own_categories(
 
 async def test_training_again_on_the_same_examples_changes_nothing(minilm_repository: Path, open_serving: Open) -> None:
     serving = await open_serving(minilm_repository)
-    first = await train_tenant(serving, "bank", "minilm", BANK, quiet)
-    again = await train_tenant(serving, "bank", "minilm", BANK, quiet)
-    assert (again.version, again.new) == (first.version, False)
+    first, _ = await train_tenant(serving, "bank", "minilm", BANK, quiet)
+    again, adapter = await train_tenant(serving, "bank", "minilm", BANK, quiet)
+    assert (again.version, again.new, adapter.new) == (first.version, False, False)
     more = Examples((*BANK.texts, "block my card"), (*BANK.categories, "card"))
-    assert (await train_tenant(serving, "bank", "minilm", more, quiet)).version == "2"
-    (listed,) = tenants(serving.repository)
+    assert (await train_tenant(serving, "bank", "minilm", more, quiet))[0].version == "2"
+    assert [each.model for each in tenants(serving.repository)] == ["bank-embedding", "bank-intent"]
+    listed = tenants(serving.repository)[1]
     assert (listed.tenant, listed.version, listed.base) == ("bank", "2", "minilm/1")
 
 
@@ -90,6 +92,21 @@ async def test_an_embedding_of_the_client_is_not_made_again(minilm_repository: P
     assert serving.statistics("minilm")[0].success.count == before
 
 
+async def test_an_adapter_brings_texts_of_a_category_together(minilm_repository: Path, open_serving: Open) -> None:
+    serving = await open_serving(minilm_repository)
+    await train_tenant(serving, "bank", "minilm", BANK, quiet)
+    asked = texts("I cannot find my card", "the card is gone", "wire some money abroad")
+    plain = (await serving.infer(InferRequest("minilm", asked))).outputs["embedding"]
+    adapted = (await serving.infer(InferRequest("bank-embedding", asked))).outputs["embedding"]
+    again = (await serving.infer(InferRequest("bank-embedding", {"embedding": plain}))).outputs["embedding"]
+    np.testing.assert_allclose(adapted, again, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(adapted, axis=1), 1, rtol=1e-5)
+    before, after = plain @ plain.T, adapted @ adapted.T
+    assert after[0, 1] - after[0, 2] > before[0, 1] - before[0, 2]
+    with pytest.raises(Invalid, match="missing input 'text'"):
+        await serving.infer(InferRequest("bank-embedding", {}))
+
+
 async def test_what_does_not_fit_is_refused(minilm_repository: Path, open_serving: Open) -> None:
     serving = await open_serving(minilm_repository)
     with pytest.raises(NotFound, match="no model"):
@@ -98,6 +115,9 @@ async def test_what_does_not_fit_is_refused(minilm_repository: Path, open_servin
         await train_tenant(serving, "../bank", "minilm", BANK, quiet)
     with pytest.raises(Invalid, match="1 category"):
         await train_tenant(serving, "bank", "minilm", Examples(("a", "b"), ("one", "one")), quiet)
+    with pytest.raises(Invalid, match="no category has two texts"):
+        await train_tenant(serving, "bank", "minilm", Examples(("a", "b"), ("one", "two")), quiet)
+    assert "bank-intent" not in serving.repository.names()
     with pytest.raises(NotFound):
         await evaluate_tenant(serving, "bank", BANK, quiet)
     await train_tenant(serving, "bank", "minilm", BANK, quiet)
@@ -120,7 +140,7 @@ def test_command_line_and_http(minilm_repository: Path, tmp_path: Path, session_
         csv.writer(stream).writerows([("text", "category"), *zip(SHOP.texts, SHOP.categories, strict=True)])
     environment = {"OCTAVO_SERVING__CACHE": str(session_folder / "cache"), "OCTAVO_WORKSPACE": str(minilm_repository)}
     done = octavo("tenants", "train", "shop", "--examples", str(file), "--json", **environment)
-    assert json.loads(done.stdout)["model"] == "shop-intent", done.stderr
+    assert [each["model"] for each in json.loads(done.stdout)] == ["shop-intent", "shop-embedding"], done.stderr
     told = json.loads(octavo("tenants", "eval", "shop", "--examples", str(file), "--json", **environment).stdout)
     assert told["accuracy"] > 0.7
     assert told["oos_recall"] == 1.0

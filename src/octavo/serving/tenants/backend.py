@@ -14,21 +14,25 @@ import numpy as np
 from octavo.errors import Invalid
 from octavo.serving.inference import InferRequest
 from octavo.serving.repository import ModelVersion
+from octavo.serving.tenants.adapter import ADAPTER_FILE, Adapter
 from octavo.serving.tenants.intent import DELTA_FILE, IntentHead
 from octavo.serving.tensors import Tensors, TensorSpec
 
 BACKEND: Final = "tenant"
+INTENT: Final = "intent"
+EMBEDDING: Final = "embedding"
+"""Kinds of a tenant's models; each tenant has one of each, named `TENANT-KIND`."""
 
 
 class TenantBackend:
-    """Loads tenants' intent models; `backend: "tenant"` in config.pbtxt, with `base` among its parameters."""
+    """Loads tenants' models; `backend: "tenant"` in config.pbtxt, with `base` and `kind` among its parameters."""
 
     name = BACKEND
 
     def start(self) -> None:
         """Nothing to import."""
 
-    def load(self, version: ModelVersion, *, quick: bool = False) -> IntentRunner:
+    def load(self, version: ModelVersion, *, quick: bool = False) -> IntentRunner | AdapterRunner:
         """Map the tenant's part.
 
         Raises:
@@ -37,7 +41,8 @@ class TenantBackend:
         if not version.config.parameters.get("base"):
             where = f"{version.key}/config.pbtxt"
             raise Invalid("the tenant's model names no base", where, "Train it: octavo tenants train")
-        return IntentRunner(IntentHead.load(version.folder / DELTA_FILE))
+        file = version.folder / _file(version)
+        return AdapterRunner(Adapter.load(file)) if file.name == ADAPTER_FILE else IntentRunner(IntentHead.load(file))
 
     def has_quick_tier(self, version: ModelVersion) -> bool:
         """There is one form."""
@@ -57,7 +62,7 @@ class TenantBackend:
 
     def disk_bytes(self, version: ModelVersion) -> int:
         """Size of the tenant's file."""
-        file = version.folder / DELTA_FILE
+        file = version.folder / _file(version)
         return file.stat().st_size if file.is_file() else 0
 
 
@@ -98,6 +103,37 @@ class IntentRunner:
 
     def close(self) -> None:
         """The map goes with the last reference."""
+
+
+class AdapterRunner:
+    """One tenant's adapter: the base's embeddings in, the tenant's out."""
+
+    concurrency = 8  # it only reads
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self.inputs: tuple[TensorSpec, ...] = (
+            TensorSpec("text", "BYTES", (-1, 1), optional=True),
+            TensorSpec("embedding", "FP32", (-1, adapter.width), optional=True),
+        )
+        self.outputs: tuple[TensorSpec, ...] = (TensorSpec("embedding", "FP32", (-1, adapter.width)),)
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Move the rows."""
+        if "embedding" not in inputs:
+            raise Invalid("missing input 'text'", "text", "Send 'text' (BYTES), or the base's 'embedding' (FP32).")
+        return {"embedding": self._adapter.apply(np.asarray(inputs["embedding"], np.float32))}
+
+    def processes(self) -> tuple[int, ...]:
+        """None beside the server's."""
+        return ()
+
+    def close(self) -> None:
+        """The map goes with the last reference."""
+
+
+def _file(version: ModelVersion) -> str:
+    return ADAPTER_FILE if version.config.parameters.get("kind") == EMBEDDING else DELTA_FILE
 
 
 def embedding_request(version: ModelVersion, request: InferRequest) -> InferRequest:

@@ -34,7 +34,7 @@ def train(
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a tenant's intent classifier on its examples and publish it as a version."""
+    """Train a tenant's intent classifier and embedding adapter on its examples; publish each as a version."""
     from octavo.serving.tenants.examples import read_examples
     from octavo.serving.tenants.training import train_tenant
 
@@ -42,9 +42,13 @@ def train(
     given = read_examples(examples, settings.serving.max_examples)
     with spinner(f"training {tenant}", quiet=as_json) as tell:
         done = _with_serving(settings, lambda serving: train_tenant(serving, tenant, base, given, tell))
-    what = "trained" if done.new else "unchanged:"
-    sentence = f"{what} {done.model} version {done.version}: {done.categories} categories, {done.examples:,} examples"
-    say(as_json, asdict(done), sentence)
+    if as_json:
+        print_json([asdict(each) for each in done])
+        return
+    for each in done:
+        what = "trained" if each.new else "unchanged:"
+        counts = f"{each.categories} categories, {each.examples:,} examples"
+        typer.echo(f"{what} {each.model} version {each.version}: {counts}")
 
 
 @app.command("eval")

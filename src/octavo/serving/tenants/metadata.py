@@ -9,13 +9,12 @@ from typing import Final
 
 from octavo.serving.model_config import DynamicBatching, ModelConfig, check_name
 from octavo.serving.repository import ModelVersion
-from octavo.serving.tenants.backend import BACKEND
+from octavo.serving.tenants.backend import BACKEND, EMBEDDING, INTENT
 from octavo.serving.tenants.examples import Examples
 
-RECIPE: Final = "intent-1"
-"""How a head is learnt; raised when that changes, so that training again makes a new version."""
+RECIPES: Final = {INTENT: "intent-1", EMBEDDING: "embedding-1"}
+"""How each kind is learnt; raised when that changes, so that training again makes a new version."""
 
-_KIND: Final = "intent"
 _MAX_BATCH: Final = 1024
 
 
@@ -38,13 +37,13 @@ class TenantMetadata:
     base_version: str
     base_digest: str
     examples: str
-    recipe: str = RECIPE
-    kind: str = _KIND
+    recipe: str
+    kind: str
 
     @property
     def model(self) -> str:
         """The model's name in the repository."""
-        return tenant_model(self.tenant)
+        return tenant_model(self.tenant, self.kind)
 
     def config(self) -> ModelConfig:
         """The model's configuration, which carries all of this."""
@@ -60,18 +59,18 @@ class TenantMetadata:
         return all(parameters.get(key) == value for key, value in asdict(self).items())
 
 
-def tenant_model(tenant: str) -> str:
-    """The name of a tenant's model: `acme` has `acme-intent`.
+def tenant_model(tenant: str, kind: str = INTENT) -> str:
+    """The name of a tenant's model: `acme` has `acme-intent` and `acme-embedding`.
 
     Raises:
         Invalid: not fit to be part of a model's name.
     """
-    return check_name(f"{check_name(tenant)}-{_KIND}")
+    return check_name(f"{check_name(tenant)}-{kind}")
 
 
-def origin(tenant: str, base: ModelVersion, examples: Examples) -> TenantMetadata:
+def origin(tenant: str, kind: str, base: ModelVersion, examples: Examples) -> TenantMetadata:
     """The metadata of a model of `tenant` on `base`, trained on `examples`."""
     digest = hashlib.sha256()
     for pair in zip(examples.texts, examples.categories, strict=True):
         digest.update("\0".join(pair).encode() + b"\1")
-    return TenantMetadata(tenant, base.name, base.version, base.digest, digest.hexdigest())
+    return TenantMetadata(tenant, base.name, base.version, base.digest, digest.hexdigest(), RECIPES[kind], kind)

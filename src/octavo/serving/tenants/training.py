@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 
 from octavo.errors import Invalid
 from octavo.serving.inference import InferRequest
+from octavo.serving.tenants.adapter import ADAPTER_FILE, train_adapter
+from octavo.serving.tenants.backend import EMBEDDING, INTENT
 from octavo.serving.tenants.examples import OUT_OF_SCOPE, Examples
 from octavo.serving.tenants.intent import DELTA_FILE, train_intents
 from octavo.serving.tenants.metadata import TenantMetadata, origin, tenant_model
@@ -55,38 +58,67 @@ class Evaluation:
     out_of_scope: int
 
 
-async def train_tenant(serving: Serving, tenant: str, base: str, examples: Examples, progress: Progress) -> Trained:
-    """Learn a tenant's intents over the base's embeddings and publish them as a version.
+async def train_tenant(
+    serving: Serving, tenant: str, base: str, examples: Examples, progress: Progress
+) -> list[Trained]:
+    """Learn a tenant's intents and its embedding adapter over a base, and publish each as a version.
 
-    Training again on the same examples and base gives back the version there is.
+    Training again on the same examples and base gives back the versions there are.
 
     Raises:
         NotFound: no such base.
         Invalid: one category only, a base that gives no embeddings, or a name that cannot be a model's.
     """
-    tenant_model(tenant)
-    found = await asyncio.to_thread(serving.repository.resolve, base)
-    made_from = origin(tenant, found, examples)
-    categories = len(set(examples.categories) - {OUT_OF_SCOPE})
-    known = await asyncio.to_thread(_existing, serving.repository, made_from)
-    if known:
-        return Trained(made_from.model, known, categories, len(examples.texts), new=False)
+    for kind in _LEARN:
+        tenant_model(tenant, kind)
+    counts = Counter(name for name in examples.categories if name != OUT_OF_SCOPE)
+    categories = len(counts)
     if categories < 2:
         raise Invalid(f"the examples have {categories} category", "category", "Give examples of at least two.")
-    embeddings = await _embed(serving, made_from, examples.texts, progress)
-    head = await asyncio.to_thread(
-        train_intents,
-        embeddings,
-        examples.texts,
-        examples.categories,
-        lambda done: progress(f"training, {done:.0%}"),
-    )
+    if max(counts.values()) < 2:
+        raise Invalid("no category has two texts", "text", "Give at least two texts of one category; ten do well.")
+    found = await asyncio.to_thread(serving.repository.resolve, base)
+    embeddings: Any = None
+    done = []
+    for kind, learn in _LEARN.items():
+        made_from = origin(tenant, kind, found, examples)
+        version = await asyncio.to_thread(_existing, serving.repository, made_from)
+        new = not version
+        if new:
+            if embeddings is None:
+                embeddings = await _embed(serving, made_from, examples.texts, progress)
+            version = await asyncio.to_thread(
+                _learn_and_publish, serving.repository, made_from, learn, embeddings, examples, progress
+            )
+        done.append(Trained(made_from.model, version, categories, len(examples.texts), new))
+    return done
+
+
+def _learn_and_publish(
+    repository: Repository,
+    made_from: TenantMetadata,
+    learn: Learn,
+    embeddings: Any,
+    examples: Examples,
+    progress: Progress,
+) -> str:
+    """The version published."""
     with tempfile.TemporaryDirectory(prefix="octavo-") as scratch:
-        head.save(Path(scratch) / DELTA_FILE)
-        version = await asyncio.to_thread(
-            serving.repository.publish, made_from.model, Path(scratch), made_from.config()
-        )
-    return Trained(made_from.model, version, categories, len(examples.texts), new=True)
+        folder = Path(scratch)
+        learn(folder, embeddings, examples, lambda done: progress(f"training {made_from.model}, {done:.0%}"))
+        return repository.publish(made_from.model, folder, made_from.config())
+
+
+def _learn_intents(folder: Path, embeddings: Any, examples: Examples, progress: Callable[[float], None]) -> None:
+    train_intents(embeddings, examples.texts, examples.categories, progress).save(folder / DELTA_FILE)
+
+
+def _learn_adapter(folder: Path, embeddings: Any, examples: Examples, progress: Callable[[float], None]) -> None:
+    train_adapter(embeddings, examples.categories, progress=progress).save(folder / ADAPTER_FILE)
+
+
+Learn = Callable[[Path, Any, Examples, Callable[[float], None]], None]
+_LEARN: Final[dict[str, Learn]] = {INTENT: _learn_intents, EMBEDDING: _learn_adapter}
 
 
 async def evaluate_tenant(serving: Serving, tenant: str, examples: Examples, progress: Progress) -> Evaluation:
