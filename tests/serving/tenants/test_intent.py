@@ -108,3 +108,10 @@ def test_ngrams_of_a_text_do_not_depend_on_the_texts_beside_it(texts: list[str])
     assert together.shape == (len(texts), WIDTH)
     apart = np.concatenate([features(count_ngrams([text]), frequencies) for text in texts])
     np.testing.assert_allclose(together, apart, atol=1e-6)
+
+
+def test_an_endlessly_nested_header_is_refused(tmp_path: Path) -> None:
+    header = b"[" * 200_000
+    (tmp_path / DELTA_FILE).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(Invalid, match="not a readable file"):
+        read_delta(tmp_path / DELTA_FILE)

@@ -46,7 +46,7 @@ def read_delta(file: Path) -> tuple[Arrays, dict[str, Any]]:
         return {name: _array(data, entry) for name, entry in header.items()}, dict(note)
     except FileNotFoundError:
         raise Invalid(f"{file.name} is missing", str(file.parent), _FIX) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Invalid(f"not a readable file of a tenant's model: {error}", str(file), _FIX) from None
 
 

@@ -110,7 +110,7 @@ class IntentHead:
             threshold = float(note["threshold"])
             head = cls(categories, arrays["frequencies"], arrays["linear"], parts, arrays["gate"], threshold)
             head._check()
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise Invalid(f"not a tenant's intent model: {error}", str(file), "Train the tenant again.") from None
         return head
 
