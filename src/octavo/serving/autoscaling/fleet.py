@@ -78,11 +78,11 @@ class Fleet:
 
     @property
     def alive(self) -> list[Instance]:
-        """Those paid for now, the oldest first."""
+        """The instances that are paid for now, the oldest first."""
         return [one for one in self.all if one.ended is None]
 
     def running(self, now: float) -> list[Instance]:
-        """Those that answer at `now`."""
+        """The instances that answer at `now`, the oldest first."""
         return [one for one in self.alive if one.ready <= now]
 
     def resize(self, capacity: int, now: float, start_s: float) -> None:

@@ -139,7 +139,7 @@ class Deployer:
         try:
             endpoint, _ = await self._service.endpoints.get(turn.record.name)
         except NotFound:
-            pass
+            pass  # a new name: what the model itself answers with is the stable version, if it is there
         else:
             if len(endpoint.variants) > 1:
                 raise Conflict(
