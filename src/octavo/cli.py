@@ -40,6 +40,9 @@ DOORS: dict[str, Door] = {
     "tenants": Door(
         "octavo.serving.tenants.commands:app", "Customers' own models on a shared base.", "serving", "onnxruntime"
     ),
+    "costs": Door(
+        "octavo.serving.costs.commands:costs", "What models and tenants cost, and save.", "serving", "onnxruntime"
+    ),
     "bench": Door(
         "octavo.serving.bench_command:bench", "Measure a model's latency and throughput.", "serving", "onnxruntime"
     ),

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from octavo.errors import Invalid
 from octavo.printing import print_json, print_table
 from octavo.serving.commands import AsJson, Workspace, find_server
 from octavo.settings import existing_workspace
+from octavo.storage.atomic import write_atomic
 
 if TYPE_CHECKING:
     from octavo.serving.costs.report import CostReport
@@ -33,7 +33,7 @@ def costs(
     given = {"since": since, "by": by, "price": price, "instance_price": instance_price}
     report = _report(settings, given)
     if csv is not None:
-        _write(csv, report.csv())
+        write_atomic(csv, report.csv().encode())
     if as_json:
         print_json(report.plain())
     elif csv is not None:
@@ -90,12 +90,3 @@ def _rows(report: CostReport) -> Iterator[tuple[str, ...]]:
         )
     if report.idle:
         yield ("(idle)", *[""] * 6, f"{report.idle:.4f}", "", "")
-
-
-def _write(file: Path, text: str) -> None:
-    from octavo.storage.atomic import write_atomic
-
-    try:
-        write_atomic(file, text.encode())
-    except OSError as error:
-        raise Invalid(f"the file cannot be written: {error.strerror}", str(file), "Name a file you may write.") from None

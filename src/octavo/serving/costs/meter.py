@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from octavo.serving.backend import ProcessRunner
@@ -163,10 +163,3 @@ class Meter:
             line.byte_seconds += holding.byte_seconds * requests / whole
             line.cpu_seconds += holding.cpu_seconds * requests / whole
         holding.byte_seconds = holding.cpu_seconds = 0.0
-
-
-def by_length(pieces: Iterable[tuple[int, int]], seconds: float) -> list[float]:
-    """CPU-seconds of a batch shared out over its pieces, given as (rows, length), by rows times length."""
-    weights = [rows * max(1, length) for rows, length in pieces]
-    whole = sum(weights) or 1
-    return [seconds * weight / whole for weight in weights]

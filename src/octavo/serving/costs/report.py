@@ -69,7 +69,7 @@ class CostReport:
     saving_percent: float
 
     def of(self, tenant: str) -> CostReport:
-        """The part of one tenant, who is told nothing of others or of the machine as a whole."""
+        """The part of one tenant, who is told nothing of others or of what nobody used."""
         lines = tuple(line for line in self.lines if line.tenant == tenant)
         bill, alone = sum(line.money for line in lines), sum(line.alone_money for line in lines)
         models = len({line.model for line in lines if line.money})
@@ -170,7 +170,7 @@ def _lines_of(
         )
 
 
-def _against(alone: float, bill: float) -> dict[str, float]:
+def _against(alone: float, bill: float) -> dict[str, Any]:
     return {"alone": alone, "saving": alone - bill, "saving_percent": 100 * _share(alone - bill, alone)}
 
 
@@ -178,9 +178,10 @@ def _took_something(used: Usage) -> bool:
     return used.byte_seconds > 0 or used.cpu_seconds > 0
 
 
-def _sum(lines: Sequence[CostLine], names: dict[str, str]) -> CostLine:
+def _sum(lines: Sequence[CostLine], names: dict[str, Any]) -> CostLine:
     amounts = [field.name for field in fields(CostLine) if field.name not in names]
-    return CostLine(**names, **{name: sum(getattr(line, name) for line in lines) for name in amounts})
+    sums: dict[str, Any] = {name: sum(getattr(line, name) for line in lines) for name in amounts}
+    return CostLine(**sums, **names)
 
 
 def _dearest(line: CostLine) -> tuple[float, str, str]:
