@@ -1,10 +1,11 @@
-"""Metering: who is charged for what, the hours, what is kept while the database is away, and the live server's doors."""
+"""Metering: who is charged for what, the hours, usage while the database is away, and the live server's doors."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import queue
 import signal
 import time
 from datetime import UTC, datetime, timedelta
@@ -260,6 +261,38 @@ def test_the_doors_of_the_costs(live_server: Up, tmp_path: Path) -> None:
     assert httpx.get(f"{live_server.url}/api/serving/costs").status_code == 401
     slip = octavo("costs", "--since", "never", "--workspace", str(live_server.workspace))
     assert (slip.returncode, "Traceback" in slip.stderr) == (2, False)
+
+
+def test_every_protocol_names_its_caller(live_server: Up) -> None:
+    import tritonclient.grpc as triton
+
+    def counted() -> dict[tuple[str, str], int]:
+        with Client(live_server.url, token=live_server.token) as client:
+            return {pair: line["requests"] for pair, line in lines_of(client.costs()).items()}
+
+    before = counted()
+    headers = {"authorization": f"Bearer {live_server.token}"}
+    with httpx.Client(base_url=live_server.url, headers=headers, timeout=60) as http:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}
+        for path, body in (
+            ("/v2/models/triple/infer", {"inputs": [tensor]}),
+            ("/endpoints/triple/invocations", {"instances": [[1, 1, 1, 1]]}),
+            ("/models/triple/invoke", {"instances": [[1, 1, 1, 1]]}),
+            ("/v1/embeddings", {"model": "minilm", "input": "hello"}),
+        ):
+            assert http.post(path, json=body).status_code == 200, path
+    given = triton.InferInput("x", [1, 4], "FP32")
+    given.set_data_from_numpy(rows(1))
+    with triton.InferenceServerClient(live_server.grpc) as client:
+        client.infer("triple", [given], headers=headers)
+        answers: queue.Queue[Any] = queue.Queue()
+        client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
+        client.async_stream_infer("triple", [given])
+        assert answers.get(timeout=60)[1] is None
+        client.stop_stream()
+    after = counted()
+    grown = {pair: count - before.get(pair, 0) for pair, count in after.items() if count != before.get(pair)}
+    assert grown == {("admin", "triple"): 5, ("admin", "minilm"): 1}
 
 
 async def test_who_is_no_admin_sees_only_its_own(open_serving: Open, tmp_path: Path) -> None:
