@@ -12,7 +12,11 @@ from pathlib import Path
 from harness import ROOT
 
 HERE = Path(__file__).parent
+<<<<<<< HEAD
 ORDER = ("startup", "cold_start", "overhead", "throughput", "density", "eviction", "intents", "costs")
+=======
+ORDER = ("startup", "cold_start", "overhead", "throughput", "density", "eviction", "intents", "autoscaling")
+>>>>>>> main
 
 
 def main() -> int:

@@ -94,8 +94,8 @@ class UsageTable:
         sums = [func.coalesce(func.sum(getattr(CapacityRow, name)), 0.0) for name in _OFFERED]
         query = select(*sums).where(CapacityRow.hour >= since, CapacityRow.hour < until)
         with self._database.session(read_only=True) as session:
-            seconds, byte_seconds, core_seconds = session.execute(query).one()
-        return Capacity(seconds, byte_seconds, core_seconds)
+            offered: Sequence[float] = tuple(session.execute(query).one())
+        return Capacity(*offered)
 
     def forget(self, before: datetime) -> None:
         """Remove the rows of hours before a time."""

@@ -78,7 +78,7 @@ def rollout_command(
     as_json: AsJson = False,
 ) -> None:
     """Give the version that is rolled out another share of the traffic."""
-    wanted = _share(share, "SHARE") or 0.0
+    wanted = _share(share or "none", "SHARE") or 0.0
     _change(
         existing_workspace(workspace),
         as_json,

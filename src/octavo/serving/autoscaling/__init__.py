@@ -1,0 +1,1 @@
+"""How many instances a load needs: target tracking, and a dry run of it on a recorded trace."""
