@@ -12,11 +12,7 @@ from pathlib import Path
 from harness import ROOT
 
 HERE = Path(__file__).parent
-<<<<<<< HEAD
-ORDER = ("startup", "cold_start", "overhead", "throughput", "density", "eviction", "intents", "costs")
-=======
-ORDER = ("startup", "cold_start", "overhead", "throughput", "density", "eviction", "intents", "autoscaling")
->>>>>>> main
+ORDER = ("startup", "cold_start", "overhead", "throughput", "density", "eviction", "intents", "autoscaling", "costs")
 
 
 def main() -> int:

@@ -42,6 +42,7 @@ DOORS: dict[str, Door] = {
     ),
     "costs": Door(
         "octavo.serving.costs.commands:costs", "What models and tenants cost, and save.", "serving", "onnxruntime"
+    ),
     "autoscaling": Door(
         "octavo.serving.autoscaling.commands:app", "Dry runs of a scaling policy on a trace.", "serving", "onnxruntime"
     ),
