@@ -18,13 +18,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from octavo.errors import Busy, DeadlineExceeded, ModelFailed, OctavoError, Unavailable
-from octavo.serving.gathering import BatchLimits, Entry, Piece, Ticket, gather, rank_of, ripe_in
+from octavo.serving.gathering import BatchLimits, Entry, Piece, Ticket, gather, rank_of, ripe_in, unmetered
 
 log = logging.getLogger("octavo.serving.batching")
-
-
-def _unmetered(_seconds: float) -> None:
-    """Nobody asks what it cost."""
 
 
 class Task(Protocol):
@@ -210,7 +206,7 @@ class Batcher:
         priority: int = 0,
         deadline: float,
         patience: float = 0.0,
-        spent: Callable[[float], None] = _unmetered,
+        spent: Callable[[float], None] = unmetered,
     ) -> list[Any]:
         """Compute pieces, in whatever batches they end up in.
 

@@ -48,12 +48,18 @@ class BatchLimits:
     concurrency: int = 64
 
 
+def unmetered(_seconds: float) -> None:
+    """Nobody asks what it cost."""
+
+
 class Ticket:
     """One request in the queue: its pieces' results come together here; `spent` is told their CPU-seconds."""
 
     __slots__ = ("future", "missing", "results", "spent", "started")
 
-    def __init__(self, pieces: int, future: asyncio.Future[list[Any]], spent: Callable[[float], None]) -> None:
+    def __init__(
+        self, pieces: int, future: asyncio.Future[list[Any]], spent: Callable[[float], None] = unmetered
+    ) -> None:
         self.future = future
         self.spent = spent
         self.results: list[Any] = [None] * pieces
