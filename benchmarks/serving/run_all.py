@@ -12,7 +12,7 @@ from pathlib import Path
 from harness import ROOT
 
 HERE = Path(__file__).parent
-ORDER = ("startup", "cold_start", "overhead", "throughput", "density", "eviction", "intents", "autoscaling")
+ORDER = ("startup", "cold_start", "overhead", "throughput", "density", "eviction", "intents", "autoscaling", "costs")
 
 
 def main() -> int:

@@ -40,6 +40,9 @@ DOORS: dict[str, Door] = {
     "tenants": Door(
         "octavo.serving.tenants.commands:app", "Customers' own models on a shared base.", "serving", "onnxruntime"
     ),
+    "costs": Door(
+        "octavo.serving.costs.commands:costs", "What models and tenants cost, and save.", "serving", "onnxruntime"
+    ),
     "autoscaling": Door(
         "octavo.serving.autoscaling.commands:app", "Dry runs of a scaling policy on a trace.", "serving", "onnxruntime"
     ),

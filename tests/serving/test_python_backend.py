@@ -414,6 +414,19 @@ def test_a_worker_killed_while_idle_is_replaced_unnoticed(load: Load) -> None:
     assert runner.processes() != (pid,)
 
 
+def test_cpu_time_of_lost_workers_still_counts(load: Load) -> None:
+    runner = load(FATAL)
+    seen = [runner.cpu_seconds()]
+    assert seen[0] > 0
+    with pytest.raises(ModelFailed):
+        runner.run({"x": np.full(1, 1, np.float32)})
+    seen.append(runner.cpu_seconds())
+    runner.run({"x": X[:1]})
+    seen.append(runner.cpu_seconds())
+    assert seen == sorted(seen)
+    assert seen[2] > seen[1], "the new worker has used some too"
+
+
 def test_a_hanging_execute_is_killed(load: Load) -> None:
     runner = load(FATAL, python_timeout=1.0)
     (pid,) = runner.processes()

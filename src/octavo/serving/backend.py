@@ -53,6 +53,15 @@ class RequestRunner(Protocol):
         ...
 
 
+@runtime_checkable
+class ProcessRunner(Protocol):
+    """A runner whose work other processes do, so that the threads of this one do not show what it costs."""
+
+    def cpu_seconds(self) -> float:
+        """CPU time of its processes since it was loaded, those that have ended included; never less than before."""
+        ...
+
+
 class Backend(Protocol):
     """An engine; `name` is what `backend:` in config.pbtxt says."""
 

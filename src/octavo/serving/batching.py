@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from octavo.errors import Busy, DeadlineExceeded, ModelFailed, OctavoError, Unavailable
-from octavo.serving.gathering import BatchLimits, Entry, Piece, Ticket, gather, rank_of, ripe_in
+from octavo.serving.gathering import BatchLimits, Entry, Piece, Ticket, gather, rank_of, ripe_in, unmetered
 
 log = logging.getLogger("octavo.serving.batching")
 
@@ -199,7 +199,14 @@ class Batcher:
             _post(ticket.future, _fail, ticket.future, error)
 
     async def run(
-        self, queue: Queue, pieces: Sequence[Piece], *, priority: int = 0, deadline: float, patience: float = 0.0
+        self,
+        queue: Queue,
+        pieces: Sequence[Piece],
+        *,
+        priority: int = 0,
+        deadline: float,
+        patience: float = 0.0,
+        spent: Callable[[float], None] = unmetered,
     ) -> list[Any]:
         """Compute pieces, in whatever batches they end up in.
 
@@ -209,6 +216,8 @@ class Batcher:
             priority: smaller goes first.
             deadline: `time.monotonic()` seconds.
             patience: seconds the request may wait for its first piece to be taken; 0 means until the deadline.
+            spent: told, on the event loop, the CPU-seconds of every piece that was computed, wanted still or not: its
+                part of its batch's by rows times length.
 
         Raises:
             Busy: the model's queue is full.
@@ -217,7 +226,7 @@ class Batcher:
             OctavoError: what the model said.
         """
         loop = asyncio.get_running_loop()
-        ticket = Ticket(len(pieces), loop.create_future())
+        ticket = Ticket(len(pieces), loop.create_future(), spent)
         self._enter(queue, pieces, ticket, priority)
         late = DeadlineExceeded("the deadline passed before the answer was ready", queue.name, "Allow more time.")
         timers = [loop.call_later(max(0.0, deadline - time.monotonic()), _fail, ticket.future, late)]
@@ -267,8 +276,9 @@ class Batcher:
 
 def _compute(queue: Queue, entries: list[Entry]) -> None:
     """Run one batch and hand its results to the loops that wait."""
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.thread_time()
     outcomes = _outcomes(queue, [entry.piece for entry in entries])
+    cpu = time.thread_time() - cpu
     queue.report(
         BatchReport(
             rows=sum(entry.piece.rows for entry in entries),
@@ -279,9 +289,9 @@ def _compute(queue: Queue, entries: list[Entry]) -> None:
             failed=sum(isinstance(outcome, Exception) for outcome in outcomes),
         )
     )
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Entry, Any]]] = {}
-    for entry, outcome in zip(entries, outcomes, strict=True):
-        by_loop.setdefault(entry.ticket.future.get_loop(), []).append((entry, outcome))
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Entry, Any, float]]] = {}
+    for entry, outcome, spent in zip(entries, outcomes, _parts(entries, cpu), strict=True):
+        by_loop.setdefault(entry.ticket.future.get_loop(), []).append((entry, outcome, spent))
     for loop, pairs in by_loop.items():
         if not loop.is_closed():
             loop.call_soon_threadsafe(_deliver, pairs)
@@ -300,9 +310,17 @@ def _outcomes(queue: Queue, pieces: list[Piece]) -> list[Any]:
         return [ModelFailed("the model failed on this request", queue.name, "The server's log has the cause.")]
 
 
-def _deliver(outcomes: list[tuple[Entry, Any]]) -> None:
-    for entry, outcome in outcomes:
+def _parts(entries: Sequence[Entry], seconds: float) -> list[float]:
+    """A batch's CPU-seconds shared out over its pieces by rows times length."""
+    weights = [entry.piece.rows * max(1, entry.piece.length) for entry in entries]
+    whole = sum(weights) or 1
+    return [seconds * weight / whole for weight in weights]
+
+
+def _deliver(outcomes: list[tuple[Entry, Any, float]]) -> None:
+    for entry, outcome, spent in outcomes:
         ticket = entry.ticket
+        ticket.spent(spent)
         if ticket.future.done():
             continue
         if isinstance(outcome, Exception):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 import numpy as np
@@ -172,6 +172,11 @@ class Client:
     def roll_back(self, name: str) -> dict[str, Any]:
         """Take the version that is rolled out back, or return to the one before; the deployment."""
         return self._deployment(name, "/roll-back", {})
+
+    def costs(self, **asked: str) -> dict[str, Any]:
+        """What was used and cost: `since`, `by`, `price`, `instance_price` as `octavo costs` takes them."""
+        found: dict[str, Any] = self._json("GET", f"/api/serving/costs?{urlencode(asked)}")
+        return found
 
     def ready(self) -> bool:
         """Whether the server answers; never raises."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,20 @@ class BatchLimits:
     concurrency: int = 64
 
 
+def unmetered(_seconds: float) -> None:
+    """Nobody asks what it cost."""
+
+
 class Ticket:
-    """One request in the queue: its pieces' results come together here."""
+    """One request in the queue: its pieces' results come together here; `spent` is told their CPU-seconds."""
 
-    __slots__ = ("future", "missing", "results", "started")
+    __slots__ = ("future", "missing", "results", "spent", "started")
 
-    def __init__(self, pieces: int, future: asyncio.Future[list[Any]]) -> None:
+    def __init__(
+        self, pieces: int, future: asyncio.Future[list[Any]], spent: Callable[[float], None] = unmetered
+    ) -> None:
         self.future = future
+        self.spent = spent
         self.results: list[Any] = [None] * pieces
         self.missing = pieces
         self.started = False

@@ -186,6 +186,10 @@ class PythonRunner:
         """The workers and what they started."""
         return tuple(pid for instance in self._instances for pid in instance.processes())
 
+    def cpu_seconds(self) -> float:
+        """CPU time of the workers, those that were lost included."""
+        return sum(instance.cpu_seconds() for instance in self._instances)
+
     def close(self) -> None:
         """`finalize` every instance and end its process; takes at most some seconds each."""
         for instance in self._instances:
@@ -238,6 +242,7 @@ class PythonInstance:
         self._settings = settings
         self._process: WorkerProcess | None = None
         self._losses = 0
+        self._lost_cpu = 0.0
         self._not_before = 0.0
         self._load: Message = {
             "folder": str(version.folder),
@@ -325,6 +330,11 @@ class PythonInstance:
         process = self._process
         return process.processes() if process is not None else ()
 
+    def cpu_seconds(self) -> float:
+        """CPU time of the worker and of those before it."""
+        process = self._process
+        return self._lost_cpu + (process.cpu_seconds() if process is not None else 0.0)
+
     def close(self) -> None:
         """End the worker, if there is one."""
         process, self._process = self._process, None
@@ -355,7 +365,10 @@ class PythonInstance:
         """Kill what is left of the worker; returns how it ended."""
         process, self._process = self._process, None
         self._count_loss()
-        return process.kill() if process is not None else "gone"
+        if process is None:
+            return "gone"
+        self._lost_cpu += process.cpu_seconds()
+        return process.kill()
 
     def _count_loss(self) -> None:
         # The first loss costs nothing; each further one in a row doubles the wait.

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class WorkerProcess:
             self._popen = _SPAWNER.submit(_spawn, theirs.fileno()).result()
         self.pid = self._popen.pid
         self._death = os.pidfd_open(self.pid)
+        self._cpu = 0.0
         self._channel = Channel(ours, self._death)
         assert self._popen.stdout is not None
         self._log = python_log.follow(model, self._popen.stdout.fileno(), self._death)
@@ -112,6 +114,12 @@ class WorkerProcess:
     def processes(self) -> tuple[int, ...]:
         """The worker and what it started, as far as they live."""
         return (self.pid, *(child.pid for child in _children(self.pid))) if self.alive else ()
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the worker (not of what it started) until now, or until it ended."""
+        with contextlib.suppress(OSError):  # it has ended and was waited for
+            self._cpu = time.clock_gettime(_cpu_clock(self.pid))
+        return self._cpu
 
     def close(self) -> None:
         """End the worker politely (`finalize`, then SIGTERM), and in any case within seconds."""
@@ -171,6 +179,11 @@ class WorkerProcess:
         self._requests.close()
         self._requests = Segment.create("octavo-requests")
         self._unsent["requests"] = self._requests
+
+
+def _cpu_clock(pid: int) -> int:
+    """Linux's clock of a process's CPU time, as `clock_getcpuclockid` composes it."""
+    return (~pid << 3) | 2
 
 
 def _children(pid: int) -> list[psutil.Process]:

@@ -90,8 +90,8 @@ class Residency:
             for key, resident in self._residents.items()
         }
 
-    async def lease(self, version: ModelVersion, deadline: float) -> Resident:
-        """Get a model that will stay until `release`; loads it when it is not there.
+    async def lease(self, version: ModelVersion, deadline: float, caller: str = "") -> Resident:
+        """Get a model that will stay until `release`; loads it, in the name of the caller, when it is not there.
 
         Raises:
             OutOfMemory: it does not fit the budget.
@@ -106,7 +106,7 @@ class Residency:
             self.counters.hits += 1
         else:
             self.counters.colds += 1
-            resident = await self._ready(version, deadline, quick=True)
+            resident = await self._ready(version, deadline, quick=True, caller=caller)
         resident.in_flight += 1
         resident.last_used = time.monotonic()
         return resident
@@ -152,14 +152,14 @@ class Residency:
         while self._background:
             await asyncio.gather(*self._background, return_exceptions=True)
 
-    async def _ready(self, version: ModelVersion, deadline: float, quick: bool) -> Resident:
+    async def _ready(self, version: ModelVersion, deadline: float, quick: bool, caller: str | None = None) -> Resident:
         """The resident in state READY, whatever it takes."""
         key = version.key
         while True:
             resident = self._residents.get(key)
             if resident is None:
                 self.failures.refuse(version)
-                resident = Resident(version)
+                resident = Resident(version, caller)
                 resident.loading = asyncio.create_task(self._load(resident, quick))
                 resident.loading.add_done_callback(_retrieve)
                 self._residents[key] = resident

@@ -14,9 +14,13 @@ LOADING, READY, UNLOADING = "LOADING", "READY", "UNLOADING"
 
 @dataclass(slots=True, eq=False)
 class Resident:
-    """A model that is in memory, on its way in, or on its way out."""
+    """A model that is in memory, on its way in, or on its way out.
+
+    `asked_by` is the caller whose request it is loaded for; None when no request waits for it.
+    """
 
     version: ModelVersion
+    asked_by: str | None = None
     share_key: str = ""
     state: str = LOADING
     model: LoadedModel | None = None

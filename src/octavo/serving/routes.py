@@ -10,6 +10,7 @@ from starlette.types import Scope
 
 from octavo.serving.protocols import (
     control,
+    cost_api,
     deployment_api,
     endpoint_api,
     kserve_http,
@@ -28,6 +29,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
     openai.PROTOCOL,
     control.PROTOCOL,
     endpoint_api.PROTOCOL,
+    cost_api.PROTOCOL,
     deployment_api.PROTOCOL,
     sagemaker_runtime.PROTOCOL,
     sagemaker_container.PROTOCOL,

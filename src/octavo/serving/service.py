@@ -17,6 +17,8 @@ import time
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
@@ -25,6 +27,11 @@ from octavo.serving.backend import Backend, RequestRunner
 from octavo.serving.batching import Batcher, BatchReport, Queue
 from octavo.serving.catalogue import Catalogue, Listing
 from octavo.serving.charging import Charges
+from octavo.serving.costs.meter import Meter
+from octavo.serving.costs.question import parse_question
+from octavo.serving.costs.recording import Recording
+from octavo.serving.costs.report import CostReport, cost_report
+from octavo.serving.costs.table import UsageTable
 from octavo.serving.endpoint import Endpoint
 from octavo.serving.endpoints import Endpoints
 from octavo.serving.ensemble import MAX_DEPTH, ensemble_tensors, run_ensemble
@@ -71,6 +78,8 @@ class Serving:
         self._residency = Residency(
             Loader(backends, serving), serving, Charges(budget), self._model_arrived, self._model_leaves
         )
+        self._meter = Meter(budget, _cores(), self._residency.parts)
+        self._usage = Recording(self._meter, UsageTable(database), serving.usage_flush_seconds, serving.usage_days)
         self._watcher = asyncio.create_task(self._catalogue.watch(serving.watch_seconds, self._changed))
         self._endpoint_watcher = asyncio.create_task(self.endpoints.watch(serving.watch_seconds))
         self._refreshing: dict[str, asyncio.Task[None]] = {}
@@ -106,6 +115,7 @@ class Serving:
                 raise
             log.warning("endpoints are not known, the database cannot be used: %s", error)
         if keep_pinned:
+            serving._usage.start()
             serving._in_background(serving._pins.load_all())
         return serving
 
@@ -119,6 +129,7 @@ class Serving:
             task.cancel()
         await self._residency.close()
         await asyncio.to_thread(self._batcher.close)
+        await self._usage.close()
         await asyncio.to_thread(self._database.close)
 
     async def infer(self, request: InferRequest) -> InferAnswer:
@@ -145,7 +156,7 @@ class Serving:
         if not request.deadline:
             request.deadline = request.arrived + self._settings.default_deadline
         version = self._to_lease(await self._catalogue.resolve(request.model, request.version), request)
-        counts = self._counts(version)
+        counts, owner = self._counts(version), (version.name, version.version, request.caller)
         try:
             if version.config.ensemble:
                 outputs, usage = await self._infer_ensemble(version, request, depth), 0
@@ -155,8 +166,10 @@ class Serving:
                 outputs, usage = await self._infer_model(version, request)
         except BaseException:
             counts.record_request(time.monotonic() - request.arrived, failed=True)
+            self._meter.answered(owner, failed=True)
             raise
         counts.record_request(time.monotonic() - request.arrived, failed=False)
+        self._meter.answered(owner, failed=False)
         return InferAnswer(request.model, version.version, outputs, request.id, usage=usage)
 
     async def declare_endpoint(self, endpoint: Endpoint, revision: int | None = None) -> Document:
@@ -298,6 +311,17 @@ class Serving:
             return [ModelStatistics(name, self.repository.choose(name, version))]
         return found
 
+    async def costs(self, given: Mapping[str, str], tenant: str | None = None) -> CostReport:
+        """What was used and cost, until now; `given` as `parse_question` has it, `tenant` for only that one's part.
+
+        Raises:
+            Invalid: a parameter cannot be understood; names it.
+            Unavailable: the database does not answer.
+        """
+        question = parse_question(given, self._settings.machine_price, datetime.now(UTC))
+        await self._usage.flush()
+        return await asyncio.to_thread(cost_report, self._usage.table, question, tenant)
+
     async def measure(self) -> ResidencySnapshot:
         """The memory budget and who holds what of it, measured now; costs the kernel tens of milliseconds."""
         await self._residency.measure()
@@ -337,7 +361,7 @@ class Serving:
 
     async def _infer_model(self, version: ModelVersion, request: InferRequest) -> tuple[Tensors, int]:
         await self._leave_if_changed(version)
-        resident = await self._residency.lease(version, request.deadline)
+        resident = await self._residency.lease(version, request.deadline, request.caller)
         try:
             task = _model(resident).task
             pieces = await cut(task, request)
@@ -348,6 +372,7 @@ class Serving:
                 priority=priority_of(request, version),
                 deadline=request.deadline,
                 patience=patience_of(request, version),
+                spent=partial(self._meter.spent, (version.name, version.version, request.caller)),
             )
             return task.answer(request, results), sum(piece.length for piece in pieces)
         finally:
@@ -464,6 +489,7 @@ class Serving:
         model = _model(resident)
         counts = self._counts(resident.version)
         counts.colds.add(resident.load_cpu)
+        self._meter.arrived(resident)
 
         def report(batch: BatchReport) -> None:
             counts.record_batch(batch.rows, batch.tokens, batch.longest, batch.waited, batch.computed)
@@ -477,6 +503,7 @@ class Serving:
 
     def _model_leaves(self, resident: Resident, evicted: bool) -> None:
         self._counts(resident.version).evictions += evicted
+        self._meter.left(resident)
         self._batcher.drop(self._queues.pop(resident.key))
 
 

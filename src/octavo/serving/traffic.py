@@ -94,7 +94,7 @@ class Traffic:
         if len(self._shadows) >= MAX_SHADOWS:
             counts.dropped += 1
             return
-        task = asyncio.create_task(self._compare(endpoint, shadow, replace(request, deadline=0.0), expected))
+        task = asyncio.create_task(self._compare(endpoint, shadow, _copy_of(request), expected))
         self._shadows.add(task)
         task.add_done_callback(self._shadows.discard)
 
@@ -114,6 +114,11 @@ class Traffic:
         if counts is None:
             counts = self._statistics[key] = VariantStatistics(*key)
         return counts
+
+
+def _copy_of(request: InferRequest) -> InferRequest:
+    """With time of its own, and in nobody's name: the house wanted the copy, not the caller."""
+    return replace(request, deadline=0.0, caller="")
 
 
 def agree(one: Tensors, other: Tensors) -> bool:
