@@ -1,0 +1,178 @@
+"""One replica: a whole server with a budget of its own, asked by the front instead of by a door."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from octavo.errors import OctavoError
+from octavo.serving.ensemble import MAX_DEPTH
+from octavo.serving.fleet.report import Outcome, Report, Told
+from octavo.serving.inference import InferAnswer, InferRequest, ModelMetadata
+from octavo.serving.memory import available_bytes
+from octavo.serving.repository import Change
+from octavo.serving.resident import UNLOADING
+from octavo.serving.service import Serving
+from octavo.settings import FleetSettings, Settings
+
+T = TypeVar("T")
+
+
+class ReplicaServing(Serving):
+    """A server that tells a front what it holds."""
+
+    def holds(self, name: str, version: str, depth: int = 0) -> bool:
+        """Whether a model is in memory or on its way in; an ensemble, whether all its steps are."""
+        found = self._catalogue.known(name, version)
+        if found is None or depth > MAX_DEPTH:
+            return False
+        if found.config.ensemble:
+            return all(self.holds(step.model, step.version, depth + 1) for step in found.config.ensemble)
+        resident = self._residency.find(found.name, found.version)
+        return resident is not None and resident.state != UNLOADING
+
+    def ensemble(self, name: str, version: str) -> str:
+        """The key of an ensemble that was asked for; empty for whatever is none."""
+        found = self._catalogue.known(name, version)
+        return found.key if found is not None and found.config.ensemble else ""
+
+    async def infer_model(self, request: InferRequest) -> InferAnswer:
+        """As `infer`, but never for an endpoint: the front knows those."""
+        return await self._infer_version(request)
+
+    async def model_metadata(self, name: str, version: str) -> ModelMetadata:
+        """As `metadata`, but never of an endpoint."""
+        return await self._metadata(name, version)
+
+    def look_again(self, name: str, kind: str) -> None:
+        """The files or labels of a model changed."""
+        self._changed(Change(name, kind))
+
+    def pinned(self) -> frozenset[str]:
+        """Names of the models that stay in memory."""
+        return frozenset(self._residency.pinned)
+
+    def load_failures(self) -> dict[str, str]:
+        """Why models could not be loaded lately, by `name/version`."""
+        return self._residency.failures.reasons()
+
+    async def write_usage(self) -> None:
+        """Write down what was used until now."""
+        await self._usage.flush()
+
+
+class Replica:
+    """What the front calls; every method is a coroutine whose arguments and result can be pickled.
+
+    An `OctavoError` comes back as a value, since as an exception a cluster would wrap and log it.
+    """
+
+    def __init__(self) -> None:
+        self._serving: ReplicaServing
+        self._workspace: Path
+        self._told = Told()
+        self._ensembles: set[tuple[str, str]] = set()
+
+    async def start(self, settings: Settings) -> OctavoError | None:
+        """Open the server; `settings` are the front's."""
+        self._workspace = Path(tempfile.mkdtemp(prefix="octavo-replica-"))
+        try:
+            self._serving = await ReplicaServing.open(settings_of_replica(settings, self._workspace))
+        except OctavoError as error:
+            return error
+        return None
+
+    async def infer(self, request: InferRequest, seconds: float) -> Outcome:
+        """Answer one request; `seconds` are left until its deadline."""
+        now = time.monotonic()
+        request = replace(request, arrived=now, deadline=now + seconds)
+        asked = request.model, request.version
+        held = self._serving.holds(*asked)
+        answer = await _tried(self._serving.infer_model(request))
+        if self._serving.ensemble(*asked):
+            self._ensembles.add(asked)
+        return Outcome(answer, held)
+
+    async def load(self, name: str, version: str) -> OctavoError | None:
+        """Bring a model into memory."""
+        return await _tried(self._serving.load(name, version))
+
+    async def unload(self, name: str, version: str) -> OctavoError | None:
+        """Send a model out of memory."""
+        return await _tried(self._serving.unload(name, version))
+
+    async def pin(self, name: str, version: str, pinned: bool) -> OctavoError | None:
+        """Keep a model (whatever `version` says) in memory, or let it be evicted again."""
+        return await _tried(self._serving.pin(name, pinned))
+
+    async def metadata(self, name: str, version: str) -> ModelMetadata | OctavoError:
+        """What a model takes and gives."""
+        return await _tried(self._serving.model_metadata(name, version))
+
+    async def look_again(self, name: str, kind: str) -> None:
+        """The files or labels of a model changed."""
+        self._serving.look_again(name, kind)
+
+    async def write_usage(self) -> None:
+        """Write down what was used until now."""
+        await self._serving.write_usage()
+
+    async def report(self, measured: bool = False) -> Report:
+        """What is held and was done; `measured` looks at memory first."""
+        snapshot = await self._serving.measure() if measured else self._serving.residency()
+        keys = {f"{one.name}/{one.version}" for one in snapshot.models if one.state != UNLOADING}
+        keys |= {self._serving.ensemble(*asked) for asked in self._ensembles if self._serving.holds(*asked)}
+        return Report(
+            snapshot,
+            frozenset(keys),
+            self._serving.pinned(),
+            self._serving.load_failures(),
+            self._told.work(self._serving.statistics()),
+            self._told.counters(snapshot.counters),
+        )
+
+    async def stop(self) -> None:
+        """Close the server."""
+        await self._serving.close()
+        await asyncio.to_thread(shutil.rmtree, self._workspace, True)
+
+
+async def _tried(work: Awaitable[T]) -> T | OctavoError:
+    try:
+        return await work
+    except OctavoError as error:
+        return error
+
+
+def settings_of_replica(settings: Settings, workspace: Path) -> Settings:
+    """A replica's settings: the front's repository, cache and database, its own workspace, threads and budget."""
+    fleet, serving = settings.fleet, settings.serving
+    threads = serving.threads or max(1, int(fleet.replica_cpus))
+    own = {
+        "repository": settings.repository_url,
+        "cache": str(settings.cache_folder),
+        "threads": threads,
+        "memory_budget": fleet.replica_memory or serving.memory_budget or _part_of_node(settings),
+    }
+    return settings.model_copy(
+        update={
+            "workspace": workspace,
+            "storage": settings.storage.model_copy(update={"database": settings.database_url}),
+            "serving": serving.model_copy(update=own),
+            "fleet": FleetSettings(),
+        }
+    )
+
+
+def _part_of_node(settings: Settings) -> int:
+    """The node's memory for models, shared out over the replicas that its CPUs have room for."""
+    fleet = settings.fleet
+    beside = min(fleet.max_replicas, max(1, int(len(os.sched_getaffinity(0)) / fleet.replica_cpus)))
+    return int(available_bytes() * settings.serving.memory_share / beside)
