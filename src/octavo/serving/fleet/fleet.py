@@ -67,7 +67,8 @@ class Fleet:
         outcome: Outcome = await self._answered(request.model, version, request.deadline, call)
         self.routed.requests += 1
         self.routed.hits += outcome.held
-        return given(outcome.answer)
+        answer: InferAnswer = given(outcome.answer)
+        return answer
 
     async def at_home(self, method: str, name: str, version: str, *more: Any) -> Any:
         """Ask `method(name, version, *more)` of a replica that holds the model, or would, before the time for loads

@@ -12,17 +12,15 @@ import os
 import platform
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from typing import Any, TypeVar
 
-from octavo.errors import Invalid, MissingExtra, ModelFailed, Unavailable
+from octavo.errors import ModelFailed, Unavailable
+from octavo.serving.fleet.address import LOCAL, check_address
 from octavo.serving.fleet.member import Link, ReplicaLost
 from octavo.serving.fleet.replica import Replica
 from octavo.settings import FleetSettings
 
 T = TypeVar("T")
-
-LOCAL = "local"
 
 _MOST_CALLS = 100_000
 _NAMESPACE = "octavo"
@@ -85,7 +83,7 @@ class RayCluster:
             Invalid: an address that cannot be used.
             Unavailable: there is no cluster, or it does not start.
         """
-        check_ray(settings.ray)
+        check_address(settings.ray)
         # Ray's processes end with the thread that started them, so that is one which stays.
         home = ThreadPoolExecutor(1, thread_name_prefix="ray")
         try:
@@ -129,16 +127,6 @@ class RayCluster:
         return await asyncio.get_running_loop().run_in_executor(self._home, function)
 
 
-def check_ray(address: str) -> None:
-    """Raise unless Ray is installed and the address is one that a fleet can use."""
-    if find_spec("ray") is None:
-        raise MissingExtra("Ray is not installed", "--ray", "Run: pip install 'octavo[ray]'")
-    host, _, port = address.rpartition(":")
-    if address not in (LOCAL, "auto") and not (host and "/" not in host and port.isdecimal()):
-        fix = "Use local, auto, or HOST:PORT of a cluster's head."
-        raise Invalid(f"not an address of a Ray cluster: {address!r:.100}", "--ray", fix)
-
-
 def _connect(settings: FleetSettings) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     local = settings.ray == LOCAL
@@ -167,7 +155,9 @@ async def _result(reference: Any) -> Any:
         ray.cancel(reference)
         raise
     except ray.exceptions.RayTaskError as error:
-        raise ModelFailed(f"the replica failed: {_first_line(error.cause or error)}", "fleet", "Look at Ray's logs.") from error
+        raise ModelFailed(
+            f"the replica failed: {_first_line(error.cause or error)}", "fleet", "Look at Ray's logs."
+        ) from error
     except ray.exceptions.RayError as error:
         raise ReplicaLost(_first_line(error)) from error
 

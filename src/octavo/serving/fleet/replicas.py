@@ -31,7 +31,6 @@ class Replicas:
     """The replicas of a fleet; made on the event loop that uses them.
 
     Args:
-        cluster: where they run.
         settings: the server's.
         told: called with every report.
         clock: seconds that only go forward, for scaling.
@@ -42,17 +41,13 @@ class Replicas:
     """
 
     def __init__(
-        self,
-        cluster: Cluster,
-        settings: Settings,
-        told: Callable[[Report], None],
-        clock: Callable[[], float] = time.monotonic,
+        self, settings: Settings, told: Callable[[Report], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.cluster = cluster
         self.members: list[Member] = []
         self.tracker = Tracker(policy_of(settings.fleet), clock, time.time)
         self.lost = 0
         self.trouble = ""
+        self._cluster: Cluster | None = None
         self._settings = settings
         self._limits = settings.fleet
         self._told = told
@@ -72,13 +67,14 @@ class Replicas:
         """Those that can be asked, requests or not."""
         return [member for member in self.members if member.state not in (STARTING, LOST)]
 
-    async def start(self) -> None:
-        """Begin, and wait for the first replica.
+    async def start(self, cluster: Cluster) -> None:
+        """Begin on a cluster, which is closed with them, and wait for the first replica.
 
         Raises:
             Unavailable: none came in `fleet.start_seconds`.
         """
-        self._spawn(self._keep())
+        self._cluster = cluster
+        self._spawn(self._keep(cluster))
         deadline = time.monotonic() + self._limits.start_seconds
         while not self.ready:
             if time.monotonic() >= deadline:
@@ -94,7 +90,12 @@ class Replicas:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(self._stop(member) for member in self.members))
         self.members.clear()
-        await self.cluster.close()
+        if self._cluster is not None:
+            await self._cluster.close()
+
+    async def nodes(self) -> list[str]:
+        """The names of the cluster's nodes that live."""
+        return await self._cluster.nodes() if self._cluster is not None else []
 
     async def changed(self, deadline: float) -> None:
         """Until one comes or goes, or the deadline (`time.monotonic()`) has passed."""
@@ -112,7 +113,7 @@ class Replicas:
             member.state = SUSPECT
             self._spawn(self._hear(member))
 
-    async def _keep(self) -> None:
+    async def _keep(self, cluster: Cluster) -> None:
         """Every now and then: have all report, replace what is lost, grow and shrink."""
         while True:
             try:
@@ -122,7 +123,7 @@ class Replicas:
                         self._spawn(self._hear(member))
                 told = [member.report.snapshot for member in self.ready if member.report]
                 self.tracker.look([(one.charged_bytes, one.budget_bytes) for one in told])
-                self._fit()
+                self._fit(cluster)
             except Exception:
                 log.exception("the fleet was not looked after")
             await asyncio.sleep(self._limits.report_seconds)
@@ -137,22 +138,22 @@ class Replicas:
             elif now - member.heard > self._limits.lost_seconds:
                 self._lose(member, f"it was silent for {now - member.heard:.0f} s")
 
-    def _fit(self) -> None:
-        """Launch, or let go, as many as lack or exceed the capacity wanted: those that start first, then the emptiest."""
+    def _fit(self, cluster: Cluster) -> None:
+        """Launch or let go as many as lack or exceed: those that still start go first, then the emptiest."""
         present = [member for member in self.members if member.state not in (DRAINING, LOST)]
         lack = self.tracker.capacity - len(present)
         if lack > 0 and time.monotonic() >= self._not_before:
             for _ in range(lack):
-                self._launch()
+                self._launch(cluster)
         going = sorted(present, key=lambda one: (one.state != STARTING, len(one.keys), -one.launched))
         for member in going[: max(0, -lack)]:
             self._retire(member)
 
-    def _launch(self) -> None:
+    def _launch(self, cluster: Cluster) -> None:
         taken = {member.id for member in self.members}
         free = next(name for name in (f"r{number}" for number in range(1, len(taken) + 2)) if name not in taken)
         now = time.monotonic()
-        member = Member(free, self.cluster.launch(), now, now)
+        member = Member(free, cluster.launch(), now, now)
         self.members.append(member)
         self._spawn(self._begin(member))
 

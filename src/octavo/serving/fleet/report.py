@@ -80,17 +80,21 @@ class Told:
     def _added(self, total: ModelStatistics) -> Work | None:
         told = self._counts.setdefault((total.name, total.version), ModelStatistics(total.name, total.version))
         with total.lock:
-            if told.queue.count == total.queue.count and told.colds.count == total.colds.count:
-                if told.evictions == total.evictions:
-                    return None
-            durations = {name: _minus(getattr(total, name), getattr(told, name)) for name in _DURATIONS}
-            numbers = {name: getattr(total, name) - getattr(told, name) for name in _NUMBERS}
-            batches = {
-                rows: _minus(spent, told.batches.get(rows, Duration()))
-                for rows, spent in total.batches.items()
-                if rows not in told.batches or spent.count != told.batches[rows].count
-            }
-        work = Work(total.name, total.version, **durations, **numbers, batches=batches)
+            work = Work(
+                total.name,
+                total.version,
+                queue=_minus(total.queue, told.queue),
+                compute=_minus(total.compute, told.compute),
+                colds=_minus(total.colds, told.colds),
+                rows=total.rows - told.rows,
+                tokens=total.tokens - told.tokens,
+                evictions=total.evictions - told.evictions,
+                batches={
+                    rows: _minus(spent, told.batches.get(rows, Duration())) for rows, spent in total.batches.items()
+                },
+            )
+        if not (work.queue.count or work.colds.count or work.evictions):
+            return None
         add_work(told, work)
         return work
 

@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Self
 
 from octavo.errors import OctavoError
 from octavo.serving.backend import Backend
@@ -46,13 +47,13 @@ class FleetServing(Serving):
         self, settings: Settings, repository: Repository, backends: dict[str, Backend], database: Database
     ) -> None:
         super().__init__(settings, repository, backends, database)
-        self.fleet: Fleet
+        self.fleet = Fleet(Replicas(settings, self._told), settings)
         self._counters = Counters()
         self._pin_retry: dict[str, float] = {}
         self._report_seconds = settings.fleet.report_seconds
 
     @classmethod
-    async def open(cls, settings: Settings, *, keep_pinned: bool = True) -> FleetServing:
+    async def open(cls, settings: Settings, *, keep_pinned: bool = True) -> Self:
         """Connect to the cluster of `fleet.ray` and wait for the first replica.
 
         Raises:
@@ -64,16 +65,15 @@ class FleetServing(Serving):
         return await cls.over(await RayCluster.open(settings.fleet), settings, keep_pinned=keep_pinned)
 
     @classmethod
-    async def over(cls, cluster: Cluster, settings: Settings, *, keep_pinned: bool = True) -> FleetServing:
+    async def over(cls, cluster: Cluster, settings: Settings, *, keep_pinned: bool = True) -> Self:
         """As `open`, on a cluster that is there already; it is closed with the server."""
         try:
             serving = await super().open(settings, keep_pinned=False)  # replicas write usage, and keep what is pinned
         except BaseException:
             await cluster.close()
             raise
-        serving.fleet = Fleet(Replicas(cluster, settings, serving._told), settings)
         try:
-            await serving.fleet.replicas.start()
+            await serving.fleet.replicas.start(cluster)
         except BaseException:
             await serving.close()
             raise
@@ -177,7 +177,7 @@ class FleetServing(Serving):
 
     async def fleet_status(self) -> FleetStatus:
         """Replicas and nodes, what they hold, how requests are routed, what scaling decided."""
-        return status_of(self.fleet, await self.fleet.replicas.cluster.nodes())
+        return status_of(self.fleet, await self.fleet.replicas.nodes())
 
     async def _metadata(self, name: str, version: str) -> ModelMetadata:
         found = await self._catalogue.resolve(name, version)
