@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import platform
+import socket
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ T = TypeVar("T")
 
 _MOST_CALLS = 100_000
 _NAMESPACE = "octavo"
+_KNOCK_SECONDS = 5.0
 
 log = logging.getLogger("octavo.serving.fleet")
 
@@ -130,11 +132,14 @@ class RayCluster:
 def _connect(settings: FleetSettings) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     local = settings.ray == LOCAL
+    if ":" in settings.ray:
+        _knock(settings.ray)
     given: dict[str, Any] = {"address": settings.ray}
     if local:
         # So named, but what it does on Linux is to have every process of Ray listen on 127.0.0.1 and nowhere else.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        given = {"address": "local", "include_dashboard": False, "object_store_memory": settings.object_store}
+        given = {"address": LOCAL, "include_dashboard": False, "object_store_memory": settings.object_store}
+    logging.getLogger("ray").setLevel(logging.ERROR)
     import ray
 
     if ray.is_initialized():
@@ -144,6 +149,16 @@ def _connect(settings: FleetSettings) -> None:
     except Exception as error:  # ray raises many kinds here; each means that there is no cluster
         fix = "Start one with `ray start --head`, or use --ray local."
         raise Unavailable(f"no Ray cluster: {_first_line(error)}", settings.ray, fix, 10.0) from error
+
+
+def _knock(address: str) -> None:
+    """Raise when nobody listens there, which Ray itself takes minutes to say."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        fix = "Start one with `ray start --head`, or use --ray local."
+        raise Unavailable(f"no Ray cluster: {_first_line(error)}", address, fix, 10.0) from None
 
 
 async def _result(reference: Any) -> Any:

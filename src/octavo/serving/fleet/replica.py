@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, Unavailable
 from octavo.serving.ensemble import MAX_DEPTH
 from octavo.serving.fleet.report import Outcome, Report, Told
 from octavo.serving.inference import InferAnswer, InferRequest, ModelMetadata
@@ -75,8 +75,9 @@ class Replica:
     """
 
     def __init__(self) -> None:
-        self._serving: ReplicaServing
-        self._workspace: Path
+        self._open: ReplicaServing | None = None
+        self._workspace = Path()
+        self._closing: asyncio.Task[None] | None = None
         self._told = Told()
         self._ensembles: set[tuple[str, str]] = set()
 
@@ -84,10 +85,17 @@ class Replica:
         """Open the server; `settings` are the front's."""
         self._workspace = Path(tempfile.mkdtemp(prefix="octavo-replica-"))
         try:
-            self._serving = await ReplicaServing.open(settings_of_replica(settings, self._workspace))
+            self._open = await ReplicaServing.open(settings_of_replica(settings, self._workspace))
         except OctavoError as error:
+            shutil.rmtree(self._workspace, ignore_errors=True)
             return error
         return None
+
+    @property
+    def _serving(self) -> ReplicaServing:
+        if self._open is None:
+            raise Unavailable("the replica has not started", "fleet")
+        return self._open
 
     async def infer(self, request: InferRequest, seconds: float) -> Outcome:
         """Answer one request; `seconds` are left until its deadline."""
@@ -139,9 +147,15 @@ class Replica:
         )
 
     async def stop(self) -> None:
-        """Close the server."""
-        await self._serving.close()
-        await asyncio.to_thread(shutil.rmtree, self._workspace, True)
+        """Close the server; who asks again waits for the same end."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        if self._open is not None:
+            await self._open.close()
+            await asyncio.to_thread(shutil.rmtree, self._workspace, True)
 
 
 async def _tried(work: Awaitable[T]) -> T | OctavoError:

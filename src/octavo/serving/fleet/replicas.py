@@ -33,18 +33,17 @@ class Replicas:
     Args:
         settings: the server's.
         told: called with every report.
-        clock: seconds that only go forward, for scaling.
 
     Attributes:
+        members: all of them.
+        tracker: says how many are wanted.
         trouble: what went wrong last; empty once a replica has come since.
         lost: how many were lost.
     """
 
-    def __init__(
-        self, settings: Settings, told: Callable[[Report], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, settings: Settings, told: Callable[[Report], None]) -> None:
         self.members: list[Member] = []
-        self.tracker = Tracker(policy_of(settings.fleet), clock, time.time)
+        self.tracker = Tracker(policy_of(settings.fleet), time.monotonic, time.time)
         self.lost = 0
         self.trouble = ""
         self._cluster: Cluster | None = None

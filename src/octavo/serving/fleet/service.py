@@ -49,6 +49,7 @@ class FleetServing(Serving):
         super().__init__(settings, repository, backends, database)
         self.fleet = Fleet(Replicas(settings, self._told), settings)
         self._counters = Counters()
+        self._pinning = asyncio.Lock()
         self._pin_retry: dict[str, float] = {}
         self._report_seconds = settings.fleet.report_seconds
 
@@ -204,15 +205,21 @@ class FleetServing(Serving):
         return [member.report.snapshot for member in self.fleet.replicas.answering if member.report]
 
     async def _pin(self, name: str) -> None:
-        found = await self._catalogue.resolve(name)
-        await self.fleet.at_home("pin", name, found.version, True)
+        """Have one replica keep a model, unless one does."""
+        async with self._pinning:
+            if name not in self._pinned_there():
+                found = await self._catalogue.resolve(name)
+                await self.fleet.at_home("pin", name, found.version, True)
+                await self.fleet.replicas.look()
+
+    def _pinned_there(self) -> set[str]:
+        return {name for member in self.fleet.replicas.ready if member.report for name in member.report.pinned}
 
     async def _keep_pinned(self) -> None:
         """Have what is pinned in no replica that stays pinned in one: at the start, and when one was lost."""
         while True:
-            held = {name for one in self.fleet.replicas.ready if one.report for name in one.report.pinned}
             now = time.monotonic()
-            for name in sorted(self._residency.pinned - held):
+            for name in sorted(self._residency.pinned - self._pinned_there()):
                 if self._pin_retry.get(name, 0.0) > now:
                     continue
                 try:
