@@ -95,7 +95,7 @@ async def test_many_at_once_for_a_cold_model_load_it_once(tiny_repository: Path,
     serving, _ = await open_fleet(tiny_repository, spill_at=1000)
     await asyncio.gather(*(serving.infer(ask("double")) for _ in range(50)))
     await serving.fleet.replicas.look()
-    (counts,) = [one for one in serving.statistics("double")]
+    (counts,) = serving.statistics("double")
     assert (counts.success.count, counts.colds.count, counts.rows) == (50, 1, 50)
 
 
