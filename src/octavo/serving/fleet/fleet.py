@@ -77,12 +77,11 @@ class Fleet:
         deadline = time.monotonic() + self._load_timeout
         return given(await self._answered(name, version, deadline, lambda _: (method, name, version, *more)))
 
-    async def everywhere(self, method: str, *arguments: Any) -> None:
-        """Ask every replica; those that are lost over it are left out. Raises what the first said that refused."""
+    async def everywhere(self, method: str, *arguments: Any) -> list[Any]:
+        """What every replica says, refusals among it; those that are lost over it are left out."""
         calls = [member.link.call(method, *arguments) for member in self.replicas.answering]
-        for result in await asyncio.gather(*calls, return_exceptions=True):
-            if isinstance(result, BaseException) and not isinstance(result, ReplicaLost):
-                raise result
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        return [result for result in results if not isinstance(result, ReplicaLost)]
 
     async def _answered(
         self, name: str, version: str, deadline: float, call: Callable[[float], tuple[Any, ...]]

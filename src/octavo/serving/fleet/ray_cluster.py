@@ -50,8 +50,9 @@ class RayLink:
         """See `Link`."""
         try:
             reference = getattr(self._actor, method).remote(*arguments)
-        except Exception as error:  # the actor is known to be dead, or Ray has gone
-            return _raise(ReplicaLost(_first_line(error)))
+        except Exception as error:  # too large for Ray's store, or Ray has gone
+            refusal = Unavailable(f"Ray does not take the call: {_first_line(error)}", "fleet", "", 10.0)
+            return _raise(refusal)
         return _result(reference)
 
     async def node(self) -> str:
@@ -167,7 +168,10 @@ async def _result(reference: Any) -> Any:
     try:
         return await reference
     except asyncio.CancelledError:
-        ray.cancel(reference)
+        try:
+            ray.cancel(reference)
+        except Exception as error:  # it has ended already
+            log.debug("%s", error)
         raise
     except ray.exceptions.RayTaskError as error:
         raise ModelFailed(

@@ -24,6 +24,9 @@ from octavo.settings import FleetSettings, Settings
 
 T = TypeVar("T")
 
+_WATCH_SECONDS = 30.0
+"""The front watches the repository and tells of changes; this is for what it told while nobody could hear it."""
+
 
 class ReplicaServing(Serving):
     """A server that tells a front what it holds."""
@@ -173,6 +176,7 @@ def settings_of_replica(settings: Settings, workspace: Path) -> Settings:
         "repository": settings.repository_url,
         "cache": str(settings.cache_folder),
         "threads": threads,
+        "watch_seconds": max(serving.watch_seconds, _WATCH_SECONDS),
         "memory_budget": fleet.replica_memory or serving.memory_budget or _part_of_node(settings),
     }
     return settings.model_copy(

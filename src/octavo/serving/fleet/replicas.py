@@ -13,6 +13,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from pydantic import SecretStr
+
 from octavo.errors import OctavoError, Unavailable
 from octavo.serving.fleet.member import DRAINING, LOST, READY, STARTING, SUSPECT, Cluster, Member, ReplicaLost
 from octavo.serving.fleet.report import Report
@@ -47,7 +49,7 @@ class Replicas:
         self.lost = 0
         self.trouble = ""
         self._cluster: Cluster | None = None
-        self._settings = settings
+        self._settings = settings.model_copy(update={"token": SecretStr("")})  # nothing that replicas need
         self._limits = settings.fleet
         self._told = told
         self._change = asyncio.Event()

@@ -20,7 +20,7 @@ from typing import Self
 from octavo.errors import OctavoError
 from octavo.serving.backend import Backend
 from octavo.serving.costs.report import CostReport
-from octavo.serving.fleet.fleet import Fleet
+from octavo.serving.fleet.fleet import Fleet, given
 from octavo.serving.fleet.member import Cluster
 from octavo.serving.fleet.merging import held_bytes, merged
 from octavo.serving.fleet.replicas import Replicas
@@ -110,7 +110,8 @@ class FleetServing(Serving):
     async def unload(self, name: str, version: str = "") -> None:
         """Send a model out of every replica's memory, after what is in flight."""
         await self._catalogue.resolve(name, version)
-        await self.fleet.everywhere("unload", name, version)
+        for result in await self.fleet.everywhere("unload", name, version):
+            given(result)
 
     async def pin(self, name: str, pinned: bool = True) -> None:
         """Keep a model in the memory of a replica, or let it be evicted again.
