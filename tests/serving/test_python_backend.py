@@ -414,6 +414,24 @@ def test_a_worker_killed_while_idle_is_replaced_unnoticed(load: Load) -> None:
     assert runner.processes() != (pid,)
 
 
+def test_a_batch_whose_worker_is_killed_goes_to_another_one_once(load: Load, tmp_path: Path) -> None:
+    """Killed from outside while it computes, here by the model itself, the first time only."""
+    runner = load(
+        execute(
+            f"""
+    mark = {str(tmp_path / "mark")!r}
+    if not os.path.exists(mark):
+        open(mark, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [answer(r) for r in requests]
+    """
+        )
+    )
+    (pid,) = runner.processes()
+    np.testing.assert_array_equal(runner.run({"x": X})["y"], X)
+    assert runner.processes() != (pid,)
+
+
 def test_cpu_time_of_lost_workers_still_counts(load: Load) -> None:
     runner = load(FATAL)
     seen = [runner.cpu_seconds()]
