@@ -23,6 +23,8 @@ ORDER = (
     "autoscaling",
     "costs",
     "fleet",
+    "conformance",
+    "mixed_traffic",
 )
 
 

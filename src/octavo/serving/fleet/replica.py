@@ -15,11 +15,12 @@ from typing import TypeVar
 from octavo.errors import OctavoError, Unavailable
 from octavo.serving.ensemble import MAX_DEPTH
 from octavo.serving.fleet.report import Outcome, Report, Told
-from octavo.serving.inference import InferAnswer, InferRequest, ModelMetadata
+from octavo.serving.inference import InferAnswer, InferRequest
 from octavo.serving.memory import available_bytes
 from octavo.serving.repository import Change
 from octavo.serving.resident import UNLOADING
 from octavo.serving.service import Serving
+from octavo.serving.tensors import TensorSpec
 from octavo.settings import FleetSettings, Settings
 
 T = TypeVar("T")
@@ -50,13 +51,13 @@ class ReplicaServing(Serving):
         """As `infer`, but never for an endpoint: the front knows those."""
         return await self._infer_version(request)
 
-    async def model_metadata(self, name: str, version: str) -> ModelMetadata:
-        """As `metadata`, but never of an endpoint."""
-        return await self._metadata(name, version)
+    async def tensors(self, name: str, version: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs of a model; loads it."""
+        return await self._tensors(await self._catalogue.resolve(name, version))
 
     def look_again(self, name: str, kind: str) -> None:
         """The files or labels of a model changed."""
-        self._changed(Change(name, kind))
+        self._turnover.changed(Change(name, kind))
 
     def pinned(self) -> frozenset[str]:
         """Names of the models that stay in memory."""
@@ -123,9 +124,11 @@ class Replica:
         """Keep a model (whatever `version` says) in memory, or let it be evicted again."""
         return await _tried(self._serving.pin(name, pinned))
 
-    async def metadata(self, name: str, version: str) -> ModelMetadata | OctavoError:
+    async def tensors(
+        self, name: str, version: str
+    ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] | OctavoError:
         """What a model takes and gives."""
-        return await _tried(self._serving.model_metadata(name, version))
+        return await _tried(self._serving.tensors(name, version))
 
     async def look_again(self, name: str, kind: str) -> None:
         """The files or labels of a model changed."""

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 from octavo.errors import OctavoError
 from octavo.serving.backend import Backend
@@ -26,16 +26,19 @@ from octavo.serving.fleet.merging import held_bytes, merged
 from octavo.serving.fleet.replicas import Replicas
 from octavo.serving.fleet.report import Report, add_counters, add_work
 from octavo.serving.fleet.status import FleetStatus, status_of
-from octavo.serving.inference import InferAnswer, InferRequest, ModelMetadata
-from octavo.serving.repository import Change, Repository
+from octavo.serving.inference import InferAnswer, InferRequest
+from octavo.serving.repository import Change, ModelVersion, Repository
 from octavo.serving.resident import LOADING, READY, Counters
 from octavo.serving.service import Serving
 from octavo.serving.snapshots import ModelStatus, ResidencySnapshot
 from octavo.serving.statistics import ModelStatistics
+from octavo.serving.tensors import TensorSpec
 from octavo.settings import Settings
 from octavo.storage.database import Database
 
 log = logging.getLogger("octavo.serving.fleet")
+
+Interface = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
 _PIN_PAUSE = 10.0
 
@@ -49,8 +52,10 @@ class FleetServing(Serving):
         super().__init__(settings, repository, backends, database)
         self.fleet = Fleet(Replicas(settings, self._told), settings)
         self._counters = Counters()
-        self._pinning = asyncio.Lock()
+        self._one_pin = asyncio.Lock()
         self._pin_retry: dict[str, float] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+        self._turnover.listeners.append(self._spread)
         self._report_seconds = settings.fleet.report_seconds
 
     @classmethod
@@ -79,11 +84,15 @@ class FleetServing(Serving):
             await serving.close()
             raise
         if keep_pinned:
-            serving._in_background(serving._keep_pinned())
+            serving._pinning = asyncio.create_task(serving._keep_pinned())
         return serving
 
     async def close(self) -> None:
         """Stop the replicas, leave the cluster, close what is here."""
+        for task in self._background:
+            task.cancel()
+        if self._pinning is not None:
+            self._pinning.cancel()
         await self.fleet.replicas.close()
         await super().close()
 
@@ -103,7 +112,7 @@ class FleetServing(Serving):
 
     async def load(self, name: str, version: str = "", depth: int = 0) -> None:
         """Bring a model into the memory of a replica now, whatever failed before."""
-        self._changed(Change(name, "asked for"))
+        self._turnover.changed(Change(name, "asked for"))
         found = await self._catalogue.resolve(name, version)
         await self.fleet.at_home("load", name, found.version)
 
@@ -181,9 +190,8 @@ class FleetServing(Serving):
         """Replicas and nodes, what they hold, how requests are routed, what scaling decided."""
         return status_of(self.fleet, await self.fleet.replicas.nodes())
 
-    async def _metadata(self, name: str, version: str) -> ModelMetadata:
-        found = await self._catalogue.resolve(name, version)
-        told: ModelMetadata = await self.fleet.at_home("metadata", name, found.version)
+    async def _tensors(self, found: ModelVersion) -> Interface:
+        told: Interface = await self.fleet.at_home("tensors", found.name, found.version)
         return told
 
     async def _with_steps(self, name: str, depth: int = 0) -> list[str]:
@@ -191,9 +199,11 @@ class FleetServing(Serving):
         await self._catalogue.resolve(name)
         return [name]
 
-    def _changed(self, change: Change) -> None:
-        super()._changed(change)
-        self._in_background(self.fleet.everywhere("look_again", change.name, change.kind))
+    def _spread(self, change: Change) -> None:
+        """Tell all replicas of a change at once."""
+        task = asyncio.create_task(self.fleet.everywhere("look_again", change.name, change.kind))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _told(self, report: Report) -> None:
         """Add what a replica did to the totals, which so outlive it."""
@@ -207,7 +217,7 @@ class FleetServing(Serving):
 
     async def _pin(self, name: str) -> None:
         """Have one replica keep a model, unless one does."""
-        async with self._pinning:
+        async with self._one_pin:
             if name not in self._pinned_there():
                 found = await self._catalogue.resolve(name)
                 await self.fleet.at_home("pin", name, found.version, True)
