@@ -18,6 +18,7 @@ class InProcessLink:
         self.asked: list[str] = []
         self.mute: set[str] = set()
         self.dead = False
+        self.away = False
         self.open = False
         self._node = node
         self._held = held
@@ -34,6 +35,8 @@ class InProcessLink:
 
     def call(self, method: str, *arguments: Any) -> Any:
         self.asked.append(method)
+        if self.away:
+            return self._gone(final=False)
         if self.dead:
             return self._gone()
         task = asyncio.create_task(self._do(method, arguments))
@@ -47,8 +50,8 @@ class InProcessLink:
             raise ReplicaLost("killed")
         return task.result()
 
-    async def _gone(self) -> Any:
-        raise ReplicaLost("dead")
+    async def _gone(self, final: bool = True) -> Any:
+        raise ReplicaLost("dead" if final else "away", final)
 
     async def node(self) -> str:
         return self._node

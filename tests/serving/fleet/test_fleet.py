@@ -14,9 +14,11 @@ import pytest
 from octavo.errors import DeadlineExceeded, Invalid, NotFound, OutOfMemory, Unavailable
 from octavo.serving.endpoint import Endpoint, Variant
 from octavo.serving.fleet.member import READY
+from octavo.serving.fleet.metrics import FleetCollector
 from octavo.serving.fleet.scaling import Tracker, policy_of
 from octavo.serving.fleet.service import FleetServing
 from octavo.serving.inference import InferRequest
+from octavo.serving.metrics import ServingCollector
 from octavo.settings import FleetSettings
 
 from ..served_models import BATCHED, CHAIN, put, times
@@ -91,6 +93,21 @@ async def test_routing_finds_the_model_on_zipf_traffic(tmp_path: Path, open_flee
     assert len({key for member in serving.fleet.replicas.ready for key in member.keys}) == 20
 
 
+async def test_metrics_are_of_all_replicas(tiny_repository: Path, open_fleet: OpenFleet) -> None:
+    serving, _ = await open_fleet(tiny_repository)
+    for _ in range(3):
+        await serving.infer(ask("double"))
+    await serving.fleet.replicas.look()
+    collectors = (FleetCollector(serving.fleet), ServingCollector(serving))
+    samples = [sample for one in collectors for metric in one.collect() for sample in metric.samples]
+    for one in collectors:
+        one.close()
+    found = {(sample.name, *sample.labels.values()): sample.value for sample in samples}
+    assert (found["octavo_fleet_replicas", "READY"], found["octavo_fleet_hits_total",]) == (2, 2)
+    assert found["octavo_memory_budget_bytes",] == 2 * 2**30
+    assert found["octavo_model_requests_total", "double", "1", "success"] == 3
+
+
 async def test_many_at_once_for_a_cold_model_load_it_once(tiny_repository: Path, open_fleet: OpenFleet) -> None:
     serving, _ = await open_fleet(tiny_repository, spill_at=1000)
     await asyncio.gather(*(serving.infer(ask("double")) for _ in range(50)))
@@ -134,19 +151,42 @@ async def test_a_silent_replica_is_given_up(tiny_repository: Path, open_fleet: O
     assert "silent" in serving.fleet.replicas.trouble
 
 
+async def test_a_replica_that_is_away_for_a_moment_keeps_its_models(
+    tiny_repository: Path, open_fleet: OpenFleet
+) -> None:
+    serving, cluster = await open_fleet(tiny_repository)
+    await serving.infer(ask("double"))
+    link = link_of(serving, "double/1")
+    link.away = True
+    assert (await serving.infer(ask("double"))).outputs["y"].tolist() == (X * 2).tolist()
+    assert serving.fleet.routed.resent == 1
+    assert len(serving.fleet.replicas.ready) == 1
+    link.away = False
+    await until(lambda: len(serving.fleet.replicas.ready) == 2)
+    assert (serving.fleet.replicas.lost, len(cluster.links)) == (0, 2)
+
+
 async def test_a_request_that_ends_replicas_is_given_up(
     tiny_repository: Path, open_fleet: OpenFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving, cluster = await open_fleet(tiny_repository, min_replicas=3, resends=1)
     for link in cluster.links:
+        infer = link.replica.infer
 
-        async def die(*_: object, link: InProcessLink = link) -> None:
-            link.kill()
+        async def die(request: InferRequest, seconds: float, link: InProcessLink = link, infer: Any = infer) -> Any:
+            if request.model == "double":
+                link.kill()
+            return await infer(request, seconds)
 
         monkeypatch.setattr(link.replica, "infer", die)
     with pytest.raises(Unavailable, match="2 replicas were lost"):
         await serving.infer(ask("double"))
     assert sum(link.dead for link in cluster.links) == 2
+    with pytest.raises(Unavailable) as refusal:
+        await serving.infer(ask("double"))
+    assert refusal.value.retry_after > 20, "the model is left alone for a while"
+    assert sum(link.dead for link in cluster.links) == 2
+    assert (await serving.infer(ask("triple"))).outputs["y"].tolist() == (X * 3).tolist()
 
 
 async def test_a_refusal_is_not_asked_of_another(

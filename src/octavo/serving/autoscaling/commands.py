@@ -122,8 +122,8 @@ def _print_fleet(found: dict[str, Any]) -> None:
     typer.echo(
         f"\n{len(found['nodes'])} nodes; {found['wanted']} replicas wanted "
         f"({policy['min_capacity']} to {policy['max_capacity']}), {found['lost']} lost so far\n"
-        f"{routed['requests']} requests, {ratio} to where their model was; {routed['spilled']} to a further replica "
-        f"as that was busy, {routed['resent']} sent again"
+        f"{routed['requests']} requests, {ratio} to where their model was; of {routed['nowhere']} it was nowhere, "
+        f"{routed['spilled']} went to a further replica as theirs was busy, {routed['resent']} were sent again"
     )
     if found["trouble"]:
         typer.echo(f"last trouble: {found['trouble']}")

@@ -13,7 +13,16 @@ STARTING, READY, SUSPECT, DRAINING, LOST = "STARTING", "READY", "SUSPECT", "DRAI
 
 
 class ReplicaLost(Exception):
-    """The replica, its node or the way there is gone; what was asked may have been done or not."""
+    """The replica, its node or the way there is gone; what was asked may have been done or not.
+
+    Args:
+        why: for the log.
+        final: it will not come back.
+    """
+
+    def __init__(self, why: str, final: bool = True) -> None:
+        super().__init__(why)
+        self.final = final
 
 
 class Link(Protocol):

@@ -177,6 +177,8 @@ async def _result(reference: Any) -> Any:
         raise ModelFailed(
             f"the replica failed: {_first_line(error.cause or error)}", "fleet", "Look at Ray's logs."
         ) from error
+    except ray.exceptions.ActorUnavailableError as error:
+        raise ReplicaLost(_first_line(error), final=False) from error
     except ray.exceptions.RayError as error:
         raise ReplicaLost(_first_line(error)) from error
 

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import SecretStr
+
 from octavo.errors import OctavoError, Unavailable
 from octavo.serving.ensemble import MAX_DEPTH
 from octavo.serving.fleet.report import Outcome, Report, Told
@@ -86,7 +88,7 @@ class Replica:
         self._ensembles: set[tuple[str, str]] = set()
 
     async def start(self, settings: Settings) -> OctavoError | None:
-        """Open the server; `settings` are the front's."""
+        """Open the server; `settings` are what `settings_for_replicas` made of the front's."""
         self._workspace = Path(tempfile.mkdtemp(prefix="octavo-replica-"))
         try:
             self._open = await ReplicaServing.open(settings_of_replica(settings, self._workspace))
@@ -171,25 +173,35 @@ async def _tried(work: Awaitable[T]) -> T | OctavoError:
         return error
 
 
-def settings_of_replica(settings: Settings, workspace: Path) -> Settings:
-    """A replica's settings: the front's repository, cache and database, its own workspace, threads and budget."""
-    fleet, serving = settings.fleet, settings.serving
-    threads = serving.threads or max(1, int(fleet.replica_cpus))
-    own = {
-        "repository": settings.repository_url,
-        "cache": str(settings.cache_folder),
-        "threads": threads,
-        "watch_seconds": max(serving.watch_seconds, _WATCH_SECONDS),
-        "memory_budget": fleet.replica_memory or serving.memory_budget or _part_of_node(settings),
+def settings_for_replicas(settings: Settings) -> Settings:
+    """What a front sends to its replicas: the same repository, cache and database wherever they run, no admin token."""
+    url = settings.repository_url
+    sqlite, database = "sqlite:///", settings.database_url
+    if database.startswith(sqlite):
+        database = f"{sqlite}{Path(database.removeprefix(sqlite)).absolute()}"
+    shared = {
+        "repository": url if "://" in url else str(Path(url).absolute()),
+        "cache": str(settings.cache_folder.absolute()),
     }
     return settings.model_copy(
         update={
-            "workspace": workspace,
-            "storage": settings.storage.model_copy(update={"database": settings.database_url}),
-            "serving": serving.model_copy(update=own),
-            "fleet": FleetSettings(),
+            "token": SecretStr(""),
+            "storage": settings.storage.model_copy(update={"database": database}),
+            "serving": settings.serving.model_copy(update=shared),
         }
     )
+
+
+def settings_of_replica(settings: Settings, workspace: Path) -> Settings:
+    """A replica's settings: what its front sent, and a workspace, threads and a budget of its own."""
+    fleet, serving = settings.fleet, settings.serving
+    own = {
+        "threads": serving.threads or max(1, int(fleet.replica_cpus)),
+        "watch_seconds": max(serving.watch_seconds, _WATCH_SECONDS),
+        "memory_budget": fleet.replica_memory or serving.memory_budget or _part_of_node(settings),
+    }
+    update = {"workspace": workspace, "serving": serving.model_copy(update=own), "fleet": FleetSettings()}
+    return settings.model_copy(update=update)
 
 
 def _part_of_node(settings: Settings) -> int:

@@ -13,10 +13,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from pydantic import SecretStr
-
 from octavo.errors import OctavoError, Unavailable
 from octavo.serving.fleet.member import DRAINING, LOST, READY, STARTING, SUSPECT, Cluster, Member, ReplicaLost
+from octavo.serving.fleet.replica import settings_for_replicas
 from octavo.serving.fleet.report import Report
 from octavo.serving.fleet.scaling import Tracker, policy_of
 from octavo.settings import Settings
@@ -49,7 +48,7 @@ class Replicas:
         self.lost = 0
         self.trouble = ""
         self._cluster: Cluster | None = None
-        self._settings = settings.model_copy(update={"token": SecretStr("")})  # nothing that replicas need
+        self._settings = settings_for_replicas(settings)
         self._limits = settings.fleet
         self._told = told
         self._change = asyncio.Event()
@@ -162,6 +161,7 @@ class Replicas:
         """Wait until it has a place and answers."""
         try:
             member.node = await member.link.node()
+            member.launched = time.monotonic()  # the wait for a place does not count
             error = await member.link.call("start", self._settings)
             if isinstance(error, OctavoError):
                 raise error
@@ -179,7 +179,10 @@ class Replicas:
         try:
             report: Report = await member.link.call("report", measured)
         except (ReplicaLost, OctavoError) as error:
-            self._lose(member, str(error))
+            if getattr(error, "final", True):
+                self._lose(member, str(error))
+            elif member.state == READY:
+                member.state = SUSPECT  # and lost, if it stays silent
             return
         finally:
             member.listening -= 1

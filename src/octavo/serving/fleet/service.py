@@ -23,6 +23,7 @@ from octavo.serving.costs.report import CostReport
 from octavo.serving.fleet.fleet import Fleet, given
 from octavo.serving.fleet.member import Cluster
 from octavo.serving.fleet.merging import held_bytes, merged
+from octavo.serving.fleet.metrics import FleetCollector
 from octavo.serving.fleet.replicas import Replicas
 from octavo.serving.fleet.report import Report, add_counters, add_work
 from octavo.serving.fleet.status import FleetStatus, status_of
@@ -51,6 +52,7 @@ class FleetServing(Serving):
     ) -> None:
         super().__init__(settings, repository, backends, database)
         self.fleet = Fleet(Replicas(settings, self._told), settings)
+        self._series = FleetCollector(self.fleet)
         self._counters = Counters()
         self._one_pin = asyncio.Lock()
         self._pin_retry: dict[str, float] = {}
@@ -89,6 +91,7 @@ class FleetServing(Serving):
 
     async def close(self) -> None:
         """Stop the replicas, leave the cluster, close what is here."""
+        self._series.close()
         for task in self._background:
             task.cancel()
         if self._pinning is not None:
