@@ -246,7 +246,8 @@ async def routing(workspace: Path, requests: int, room: float, report: Report) -
     report.rows.append({
         "case": f"routing: Zipf over {MODELS} models of {SIZE * SIZE * 4 / 2**20:.0f} MiB",
         "room for": f"{100 * room:.0f} %", "requests": requests, "failed": failed, "hit ratio": routed.hit_ratio,
-        "model was nowhere": routed.nowhere, "to a second replica": routed.spilled, "loads": counters.colds, "evictions": counters.evictions,
+        "model was nowhere": routed.nowhere, "to a second replica": routed.spilled, "loads": counters.colds,
+        "evictions": counters.evictions,
         "req/s": requests / wall,
     })  # fmt: skip
     return 0.0 if failed else routed.hit_ratio or 0.0
