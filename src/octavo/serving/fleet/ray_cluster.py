@@ -1,7 +1,7 @@
 """Ray as the place where replicas run: each is an actor, spread over the nodes that have room.
 
 Plain actors and not Ray Serve: its router knows the length of queues and not which model is where, which copy goes when
-the fleet shrinks is its own choice, and a call through it takes about three times the CPU time of an actor's.
+the fleet shrinks is its own choice, and a call through it takes two to three times the CPU time of an actor's.
 """
 
 from __future__ import annotations

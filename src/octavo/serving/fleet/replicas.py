@@ -126,6 +126,7 @@ class Replicas:
                 self._fit(cluster)
             except Exception:
                 log.exception("the fleet was not looked after")
+                self._not_before = time.monotonic() + _LONGEST_PAUSE
             await asyncio.sleep(self._limits.report_seconds)
 
     def _miss(self) -> None:
@@ -169,10 +170,14 @@ class Replicas:
             self._lose(member, f"it does not start: {error}")
             return
         await self._hear(member)
-        if member.state == STARTING:
-            member.state, self.trouble = READY, ""
-            log.info("replica %s answers on node %s", member.id, member.node)
-            self._announce()
+        if member.state != STARTING:
+            return
+        if member.report is None:
+            self._lose(member, "it started and does not report")
+            return
+        member.state, self.trouble = READY, ""
+        log.info("replica %s answers on node %s", member.id, member.node)
+        self._announce()
 
     async def _hear(self, member: Member, measured: bool = False) -> None:
         member.listening += 1
