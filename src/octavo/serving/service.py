@@ -43,6 +43,7 @@ from octavo.serving.pins import PIN_FILE, Pins
 from octavo.serving.repository import Change, ModelVersion, Repository
 from octavo.serving.residency import Residency
 from octavo.serving.resident import LOADING, READY, Resident
+from octavo.serving.sagemaker.control_plane import ControlPlane
 from octavo.serving.snapshots import ModelStatus, ResidencySnapshot, ResidentModel
 from octavo.serving.statistics import ModelStatistics
 from octavo.serving.tenants.backend import BACKEND as TENANT
@@ -67,6 +68,7 @@ class Serving:
         self.documents = Documents(database)
         self.endpoints = Endpoints(self.documents)
         self.traffic = Traffic(self._infer_version)
+        self.sagemaker = ControlPlane(self, settings)
         self._database = database
         self._settings = serving
         self._batcher = Batcher(serving.threads or _cores(), serving.max_pending)
@@ -117,6 +119,7 @@ class Serving:
         if keep_pinned:
             serving._usage.start()
             serving._in_background(serving._pins.load_all())
+            serving._in_background(serving.sagemaker.resume())
         return serving
 
     async def close(self) -> None:
@@ -224,6 +227,11 @@ class Serving:
         """Point a label at a version, or with an empty `version` take it away."""
         await asyncio.to_thread(self.repository.set_label, name, label, version)
         self._changed(Change(name, "has other labels"))
+
+    async def remove(self, name: str, version: str = "") -> None:
+        """Delete a version, or the whole model; raises as `Repository.remove`."""
+        await asyncio.to_thread(self.repository.remove, name, version)
+        self._changed(Change(name, "changed" if version else "removed"))
 
     async def roll_back(self, name: str) -> str:
         """Answer with the version before the current one; returns its number."""
@@ -445,10 +453,15 @@ class Serving:
             except OctavoError as error:
                 log.warning("version %s of %s stays in memory: %s", resident.version.version, name, error)
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do `work` beside the requests; it is cancelled when the server closes."""
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        self.begin(work)
 
     async def _leave_if_changed(self, version: ModelVersion) -> None:
         """Send out what is in memory of a version whose files were changed in place."""
