@@ -1,7 +1,7 @@
 """What is declared of scaling: the bounds and policies of an endpoint's variants, and what `policy` makes of them.
 
-    for variant, target in scaling_policies(documents).items():
-        decide(target.policy, state, readings, running, now)
+for variant, target in scaling_policies(documents).items():
+    decide(target.policy, state, readings, running, now)
 """
 
 from __future__ import annotations

@@ -43,8 +43,9 @@ class ArchiveRecord(Record):
 
 @dataclass(frozen=True, slots=True)
 class _MultiModel:
-    """An endpoint as it was looked at: what holds its archives, and since when it is there; both None for others."""
+    """An endpoint as it was looked at: its variant, what holds its archives, and since when; nothing of all others."""
 
+    variant: str = ""
     container: Container | None = None
     made: datetime | None = None
 
@@ -67,15 +68,15 @@ class Archives:
         self._fetching: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._failed: dict[tuple[str, str], tuple[OctavoError, float]] = {}
 
-    async def serves(self, endpoint: str) -> bool:
-        """Whether an endpoint is one of archives."""
-        return (await self._look(endpoint)).container is not None
+    async def variant(self, endpoint: str) -> str:
+        """The variant of an endpoint of archives; empty for any other."""
+        return (await self._look(endpoint)).variant
 
-    async def find(self, endpoint: str, target: str, name: str, permit: Callable[[str], None]) -> str | None:
-        """The model of an archive, published first where it is not; None when the endpoint is none of archives.
+    async def find(self, endpoint: str, target: str, name: str, permit: Callable[[str], None]) -> str:
+        """The model of an archive, published first where it is not.
 
         Args:
-            endpoint: its name.
+            endpoint: one of archives.
             target: the archive's path, as the client named it.
             name: the model it becomes.
             permit: raises when the caller may not ask that.
@@ -86,7 +87,7 @@ class Archives:
         """
         found = await self._look(endpoint)
         if found.container is None:
-            return None
+            raise NotFound("the endpoint was removed or changed meanwhile", endpoint)
         permit(name)
         target = target.removeprefix("/")
         if self._ready.get(name) == (found, target) and await self._service.knows(name):
@@ -96,7 +97,7 @@ class Archives:
         key = name, target
         failure, until = self._failed.get(key, (None, 0.0))
         if failure is not None and time.monotonic() < until:
-            raise failure
+            raise failure.with_traceback(None)
         task = self._fetching.get(key)
         if task is None:
             task = self._fetching[key] = self._service.begin(
@@ -110,9 +111,12 @@ class Archives:
             raise AwsError("ModelNotReadyException", 429, what, endpoint, "Ask again.") from None
         return name
 
+    def changed(self, endpoint: str) -> None:
+        """Look at an endpoint again at its next request."""
+        self._seen.pop(endpoint, None)
+
     async def clear(self, endpoint: str) -> None:
         """Remove every archive of an endpoint from the repository."""
-        self._seen.pop(endpoint, None)
         for stored in await asyncio.to_thread(self._records.all):
             if stored.record.endpoint == endpoint:
                 await self._remove_versions(stored.record)
@@ -210,7 +214,8 @@ class Archives:
 
 def _multi_model(stored: Stored[EndpointRecord]) -> _MultiModel:
     record = stored.record
-    container = next((each.container for each in record.plan.variants if each.container.multi), None)
-    if container is None or not record.served or record.status == "Deleting":
-        return _MultiModel()
-    return _MultiModel(container, stored.created)
+    if record.served and record.status != "Deleting":
+        for variant in record.plan.variants:
+            if variant.container.multi:
+                return _MultiModel(variant.name, variant.container, stored.created)
+    return _MultiModel()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.errors import Conflict, Invalid, NotFound, OctavoError
 from octavo.serving.autoscaling.targets import forget_targets
@@ -30,6 +30,7 @@ from octavo.serving.sagemaker.records import (
     Stored,
 )
 from octavo.serving.sagemaker.sources import check_source
+from octavo.serving.sagemaker.tags import Tags
 
 if TYPE_CHECKING:
     from octavo.serving.service import Serving
@@ -49,6 +50,7 @@ class ControlPlane:
         self.models = Records(documents, "sagemaker-model", "model", ModelRecord)
         self.configs = Records(documents, "sagemaker-config", "endpoint configuration", ConfigRecord)
         self.endpoints = Records(documents, "sagemaker-endpoint", "endpoint", EndpointRecord)
+        self.tags = Tags(documents)
         self.archives = Archives(service, self.endpoints, settings)
         self._service = service
         self._settings = settings
@@ -99,8 +101,7 @@ class ControlPlane:
             Conflict: somebody else changed it meanwhile.
         """
         stored = await self._settled(name)
-        changed = {"status": "Updating", "next": change(stored.record), "failure": ""}
-        await asyncio.to_thread(self.endpoints.write, stored.record.model_copy(update=changed), stored.revision)
+        await self._write(stored, status="Updating", next=change(stored.record), failure="")
         self._begin(name)
 
     async def delete(self, name: str) -> None:
@@ -110,8 +111,7 @@ class ControlPlane:
             NotFound, Invalid, Conflict: as `update`.
         """
         stored = await self._settled(name)
-        changed = stored.record.model_copy(update={"status": "Deleting"})
-        await asyncio.to_thread(self.endpoints.write, changed, stored.revision)
+        await self._write(stored, status="Deleting")
         await asyncio.shield(self._begin(name))
 
     async def look(self, name: str) -> Stored[EndpointRecord]:
@@ -151,42 +151,41 @@ class ControlPlane:
             stored = await asyncio.to_thread(self.endpoints.get, name)
             if not stored.record.left:
                 return
-            stored = await self._claim(stored)
-            if stored.record.status == "Deleting":
-                await self._take_away(stored.record)
-            else:
-                await self._bring_about(stored)
-        except Conflict:
-            log.info("somebody else works on the endpoint %s", name)
+            lease = Lease.here(self._settings.serving.deploy_lease)
+            stored = await self._write(stored, lease=lease)
+        except (NotFound, Conflict):
+            return  # somebody else was faster
+        try:
+            await (self._take_away if stored.record.status == "Deleting" else self._bring_about)(stored)
         except OctavoError as error:
-            log.warning("the work on the endpoint %s is taken up later: %s", name, error)
+            log.warning("the work on the endpoint %s is taken up again later: %s", name, error)
+            await self._let_go(stored)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._let_go(stored))
+            raise
 
-    async def _claim(self, stored: Stored[EndpointRecord]) -> Stored[EndpointRecord]:
-        lease = Lease.here(self._settings.serving.deploy_lease)
-        return await self._write(stored.record.model_copy(update={"lease": lease}), stored.revision)
+    async def _let_go(self, stored: Stored[EndpointRecord]) -> None:
+        try:
+            await self._write(stored, lease=None)
+        except OctavoError as error:  # it ends by itself then
+            log.warning("the lease of the endpoint %s was not given back: %s", stored.record.name, error)
 
     async def _bring_about(self, stored: Stored[EndpointRecord]) -> None:
         """Make what is wanted answer, or record why it does not."""
         record = stored.record
+        settled: dict[str, Any] = {"next": None, "lease": None}
         try:
             ready = await self._prepared(record.name, record.next or record.plan)
             await self._route(record.name, ready)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._write(record.model_copy(update={"lease": None}), stored.revision))
-            raise
-        except OctavoError as error:
-            log.warning("the endpoint %s is not brought about: %s", record.name, error)
-            status = "InService" if record.served else "Failed"
-            settled = {"status": status, "next": None, "failure": str(error)[:1024], "lease": None}
-            ended = record.model_copy(update=settled)
+            settled |= {"status": "InService", "plan": ready, "served": True, "failure": ""}
+        except Exception as error:
+            settled |= {"status": "InService" if record.served else "Failed", "failure": _reason(record.name, error)}
             if record.served:  # it may have failed half-way to the new one
                 await self._restore(record)
-        else:
-            settled = {"status": "InService", "plan": ready, "next": None, "served": True, "failure": "", "lease": None}
-            ended = record.model_copy(update=settled)
-        wanted = _versions(ended.plan) if ended.served else {}
-        await unlabel(self._service, record.name, await self._models(record), wanted)
-        await self._write(ended, stored.revision)
+        wanted = settled.get("plan", record.plan)
+        await unlabel(self._service, record.name, await self._models(record), _versions(wanted))
+        await self._write(stored, **settled)
+        self.archives.changed(record.name)
 
     async def _restore(self, record: EndpointRecord) -> None:
         """Make what was served before an update answer again."""
@@ -222,12 +221,15 @@ class ControlPlane:
             return
         await self._undeclare(name)
 
-    async def _take_away(self, record: EndpointRecord) -> None:
+    async def _take_away(self, stored: Stored[EndpointRecord]) -> None:
+        record = stored.record
         await self._undeclare(record.name)
         await self.archives.clear(record.name)
         await unlabel(self._service, record.name, await self._models(record))
         await asyncio.to_thread(forget_targets, self._service.documents, record.name)
+        await asyncio.to_thread(self.tags.forget, "endpoint", record.name)
         await asyncio.to_thread(self.endpoints.delete, record.name)
+        self.archives.changed(record.name)
 
     async def _models(self, record: EndpointRecord) -> list[str]:
         """The models, with their parts, whose versions an endpoint's plans may have labelled."""
@@ -242,8 +244,18 @@ class ControlPlane:
         except NotFound:
             return
 
-    async def _write(self, record: EndpointRecord, revision: int) -> Stored[EndpointRecord]:
-        return await asyncio.to_thread(self.endpoints.write, record, revision)
+    async def _write(self, stored: Stored[EndpointRecord], **changes: Any) -> Stored[EndpointRecord]:
+        record = stored.record.model_copy(update=changes)
+        return await asyncio.to_thread(self.endpoints.write, record, stored.revision)
+
+
+def _reason(name: str, error: Exception) -> str:
+    """What is told of a failure."""
+    if isinstance(error, OctavoError):
+        log.warning("the endpoint %s is not brought about: %s", name, error)
+        return str(error)[:1024]
+    log.error("unexpected error at the endpoint %s", name, exc_info=error)
+    return "something unexpected went wrong; the server's log has it"
 
 
 def _versions(plan: Plan) -> dict[str, set[str]]:

@@ -1,4 +1,4 @@
-"""Names of SageMaker's resources, and their ARNs. There is one account, and its resources are the same in any region."""
+"""Names of SageMaker's resources, and their ARNs. There is one account; its resources are the same in any region."""
 
 from __future__ import annotations
 

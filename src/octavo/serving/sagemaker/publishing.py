@@ -17,6 +17,7 @@ from octavo.serving.packaging.layout import Artifact, FoundModel
 from octavo.serving.repository import Repository
 from octavo.serving.sagemaker.images import Family, family_of
 from octavo.serving.sagemaker.records import Container
+from octavo.serving.sagemaker.sources import check_source
 from octavo.settings import Settings
 
 
@@ -34,10 +35,12 @@ def publish(
 
     Raises:
         NotFound: there is nothing at the source.
+        Forbidden: no models come from there.
         Invalid, TooLarge: the archive or its models are refused; nothing was published.
     """
     family = family_of(container.image)
-    with open_artifact(container.source, settings, container.main) as (found, _):
+    source = check_source(container.source, settings)
+    with open_artifact(source, settings, container.main) as (found, _):
         artifact = _renamed(found, name)
         artifact = replace(artifact, models=tuple(_with_backend(model, family) for model in artifact.models))
         for model in artifact.models if keep_default else ():
@@ -62,7 +65,9 @@ def _renamed(artifact: Artifact, name: str) -> Artifact:
     for called in names.values():
         if not is_name(called):
             raise Invalid(f"the name {called[:150]!r} is too long", "ModelDataUrl", f"At most {MAX_NAME} characters.")
-    models = tuple(FoundModel(names[model.name], model.folder, _asking(model.config, names)) for model in artifact.models)
+    models = tuple(
+        FoundModel(names[model.name], model.folder, _asking(model.config, names)) for model in artifact.models
+    )
     return replace(artifact, name=name, main=name, models=models)
 
 

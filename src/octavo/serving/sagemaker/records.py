@@ -23,10 +23,9 @@ class _Part(BaseModel):
 
 
 class Record(_Part):
-    """A resource that has a name and tags; `given` is the request that made it, for whoever asks what it was."""
+    """A resource that has a name; `given` is the request that made it, for whoever asks what it was."""
 
     name: str
-    tags: dict[str, str] = {}
     given: dict[str, Any] = {}
 
 
@@ -109,9 +108,7 @@ def _variant(variant: ServedVariant, live: float) -> Variant:
     weight = variant.weight
     if variant.shadow:  # SageMaker gives a shadow its weight in relation to the others', octavo a share of the requests
         weight = min(1.0, weight / live) if live else min(1.0, weight)
-    return Variant(
-        name=variant.name, model=release.main, version=release.version, weight=weight, shadow=variant.shadow
-    )
+    return Variant(name=variant.name, model=release.main, version=release.version, weight=weight, shadow=variant.shadow)
 
 
 class EndpointRecord(Record):
