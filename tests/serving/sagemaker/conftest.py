@@ -66,12 +66,12 @@ def environment(s3: S3Server, sources: Path) -> dict[str, str]:
     }
 
 
-def user(up: Up, name: str, role: str = "", pattern: str = "") -> Aws:
-    """A new user of a server, and what they sign with."""
+def user(up: Up, name: str, role: str = "", on: str = "") -> Aws:
+    """A new user of a server, with a role on everything or an editor of what `on` names, and what they sign with."""
     workspace = ("--workspace", str(up.workspace), "--json")
-    grant = (*(("--role", role) if role else ()), *(("--on", pattern) if pattern else ()))
-    made = octavo("users", "add", name, *grant, *workspace)
-    assert made.returncode == 0, made.stderr
+    octavo("users", "add", name, *(("--role", role) if role else ()), *workspace)
+    if on:
+        octavo("users", "grant", name, "editor", "--on", on, *workspace)
     key = json.loads(octavo("users", "key-add", name, *workspace).stdout)["aws"]
     return Aws(up.url, key["access_key_id"], key["secret_access_key"])
 

@@ -77,9 +77,9 @@ def protocol(*services: AwsService) -> Protocol:
             what = f"the operation {target[:100]!r} is not known" if target else "X-Amz-Target names no operation"
             there = ", ".join(service.operations) if service else ", ".join(f"{one}.*" for one in known)
             raise AwsError("UnknownOperationException", 400, what, "X-Amz-Target", f"There are: {there}.")
-        given = await call.json(MAX_BODY)
-        _check_depth(given)
         try:
+            given = await call.json(MAX_BODY)
+            _check_depth(given)
             told = await operation(door, Asked(call, given, _region(call)))
         except OctavoError as error:
             raise _worded(service, error) from None
