@@ -134,7 +134,9 @@ class Declared:
     def model(self, name: str, url: str, **more: Any) -> None:
         """A model of Triton's image."""
         container = {"Image": TRITON, "ModelDataUrl": url} | more
-        self.sagemaker.create_model(ModelName=name, PrimaryContainer=container, ExecutionRoleArn="arn:aws:iam::1:role/x")
+        self.sagemaker.create_model(
+            ModelName=name, PrimaryContainer=container, ExecutionRoleArn="arn:aws:iam::1:role/x"
+        )
 
     def config(self, name: str, *models: str, shadows: tuple[str, ...] = (), **variant: Any) -> None:
         """A configuration with a variant of each model, named by it."""

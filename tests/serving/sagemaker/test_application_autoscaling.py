@@ -114,11 +114,11 @@ def test_what_is_refused(autoscaling: Any, server: Up) -> None:
     with pytest.raises(autoscaling.exceptions.ObjectNotFoundException, match="Register it first"):
         track(autoscaling, model, "p", 100, REQUESTS)
     autoscaling.register_scalable_target(**place(model), MinCapacity=1, MaxCapacity=2)
+    suspended = {"DynamicScalingOutSuspended": True}
     with pytest.raises(wrong, match="scaling out alone"):
-        suspended = {"DynamicScalingOutSuspended": True}
         autoscaling.register_scalable_target(**place(model), SuspendedState=suspended)
+    other = {"PredefinedMetricSpecification": {"PredefinedMetricType": "ALBRequestCountPerTarget"}}
     with pytest.raises(wrong, match="not measured here"):
-        other = {"PredefinedMetricSpecification": {"PredefinedMetricType": "ALBRequestCountPerTarget"}}
         track(autoscaling, model, "p", 100, other)
     with pytest.raises(wrong, match="over 100 percent"):
         track(autoscaling, model, "p", 101, MEMORY)

@@ -64,7 +64,10 @@ def test_a_shadow_answers_nobody(declared: Declared, upload: Upload, server: Up)
     assert {declared.ask("shadowed") for _ in range(20)} == {4}
     with httpx.Client(headers={"authorization": f"Bearer {server.token}"}, trust_env=False) as client:
         variants = client.get(f"{server.url}/api/serving/endpoints/shadowed").json()["variants"]
-    assert [(each["name"], each["shadow"], each["weight"]) for each in variants] == [("lit", False, 1), ("dim", True, 1)]
+    assert [(each["name"], each["shadow"], each["weight"]) for each in variants] == [
+        ("lit", False, 1),
+        ("dim", True, 1),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -121,9 +124,7 @@ def labels(server: Up, model: str) -> dict[str, str]:
     return Repository.open(str(server.workspace / "models"), load_settings(server.workspace)).labels(model)
 
 
-def test_a_model_made_again_is_another_version(
-    declared: Declared, sagemaker: Any, upload: Upload, server: Up
-) -> None:
+def test_a_model_made_again_is_another_version(declared: Declared, sagemaker: Any, upload: Upload, server: Up) -> None:
     declared.model("again", upload("again.tar.gz", model_tar(2)))
     declared.config("again", "again")
     declared.endpoint("again", "again")
@@ -195,15 +196,14 @@ def test_what_is_declared_wrongly(declared: Declared, sagemaker: Any, upload: Up
     for name in ("a_b", "x" * 64, "-a", "a-"):
         with pytest.raises(ClientError, match="is not a name"):
             declared.model(name, url)
-    for message, more in (
-        ("no data is captured", {"DataCaptureConfig": {
-            "EnableCapture": True, "InitialSamplingPercentage": 1, "DestinationS3Uri": "s3://x/y",
-            "CaptureOptions": [{"CaptureMode": "Input"}],
-        }}),
+    capture = {"EnableCapture": True, "InitialSamplingPercentage": 1, "DestinationS3Uri": "s3://x/y"}
+    not_done: list[tuple[str, dict[str, Any]]] = [
+        ("no data is captured", {"DataCaptureConfig": capture | {"CaptureOptions": [{"CaptureMode": "Input"}]}}),
         ("asynchronous", {"AsyncInferenceConfig": {"OutputConfig": {}}}),
-    ):  # fmt: skip
+    ]
+    variants = [{"VariantName": "a", "ModelName": "fine", "InitialInstanceCount": 1}]
+    for message, more in not_done:
         with pytest.raises(ClientError, match=message):
-            variants = [{"VariantName": "a", "ModelName": "fine", "InitialInstanceCount": 1}]
             sagemaker.create_endpoint_config(EndpointConfigName="wrong", ProductionVariants=variants, **more)
     with pytest.raises(ClientError, match='Could not find model "nothing"'):
         declared.config("wrong", "nothing")
@@ -227,7 +227,7 @@ def test_what_is_not_there(sagemaker: Any) -> None:
         with pytest.raises(ClientError, match="Could not find") as caught:
             ask()
         assert code(caught) == ("ValidationException", 400)
-    with pytest.raises(ClientError, match="'SageMaker.ListTrainingJobs' is not known") as unknown:
+    with pytest.raises(ClientError, match=r"'SageMaker\.ListTrainingJobs' is not known") as unknown:
         sagemaker.list_training_jobs()
     assert code(unknown) == ("UnknownOperationException", 400)
 
@@ -272,7 +272,9 @@ def test_descriptions_lists_and_tags(declared: Declared, sagemaker: Any, upload:
         sagemaker.list_tags(ResourceArn=arn + "-not")
 
 
-def test_an_endpoint_that_was_declared_another_way(declared: Declared, sagemaker: Any, upload: Upload, server: Up) -> None:
+def test_an_endpoint_that_was_declared_another_way(
+    declared: Declared, sagemaker: Any, upload: Upload, server: Up
+) -> None:
     with httpx.Client(headers={"authorization": f"Bearer {server.token}"}, trust_env=False) as client:
         body = {"variants": [{"name": "a", "model": "double"}]}
         client.put(f"{server.url}/api/serving/endpoints/ours", json=body).raise_for_status()

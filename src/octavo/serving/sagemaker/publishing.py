@@ -43,20 +43,28 @@ def publish(
     with open_artifact(source, settings, container.main) as (found, _):
         artifact = _renamed(found, name)
         artifact = replace(artifact, models=tuple(_with_backend(model, family) for model in artifact.models))
-        for model in artifact.models if keep_default else ():
-            _hold_default(repository, model.name)
+        held = {model.name: _hold_default(repository, model.name) for model in artifact.models if keep_default}
         published = publish_models(repository, artifact)
+    for model, present in held.items():
+        if present and int(published.versions[model]) <= int(present):  # nothing new came: nothing need be held
+            repository.set_label(model, DEFAULT_LABEL, "")
     return Release(main=published.main, versions=published.versions)
 
 
-def _hold_default(repository: Repository, name: str) -> None:
-    """Pin what a model answers with now, if it is there, so that a publish moves no traffic by itself."""
+def _hold_default(repository: Repository, name: str) -> str:
+    """Pin what a model answers with now, so that a publish moves no traffic by itself.
+
+    Returns:
+        The version pinned; empty when the model is not there or is pinned already.
+    """
     try:
         present = repository.choose(name)
     except (NotFound, Unavailable):
-        return
-    if DEFAULT_LABEL not in repository.labels(name):
-        repository.set_label(name, DEFAULT_LABEL, present)
+        return ""
+    if DEFAULT_LABEL in repository.labels(name):
+        return ""
+    repository.set_label(name, DEFAULT_LABEL, present)
+    return present
 
 
 def _renamed(artifact: Artifact, name: str) -> Artifact:
