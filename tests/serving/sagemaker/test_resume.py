@@ -232,9 +232,7 @@ async def test_a_server_that_closes_gives_its_work_back(
         patched.setattr(Serving, "load", hang)
         await create(plane, "e", "m2")
         await loading.wait()
-        task = plane._working["e"]
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await plane.close()
     assert plane.endpoints.get("e").record.lease is None
     await plane.resume()
     assert (await settled(plane, "e")).record.status == "InService"

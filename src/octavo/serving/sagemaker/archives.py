@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.aws_errors import AwsError
 from octavo.errors import Conflict, Invalid, NotFound, OctavoError
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from octavo.settings import Settings
 
 log = logging.getLogger("octavo.serving.sagemaker")
+
+Begin = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+"""Does work beside the requests."""
 
 _MOST_FAILURES = 1000
 
@@ -57,11 +60,12 @@ class Archives:
         turn: how many models are fetched and published at once.
     """
 
-    def __init__(self, service: Serving, endpoints: Records[EndpointRecord], settings: Settings) -> None:
+    def __init__(self, service: Serving, endpoints: Records[EndpointRecord], settings: Settings, begin: Begin) -> None:
         self.turn = asyncio.Semaphore(settings.serving.parallel_loads)
         self._service = service
         self._endpoints = endpoints
         self._settings = settings
+        self._begin = begin
         self._records = Records(service.documents, "sagemaker-archive", "archive", ArchiveRecord)
         self._seen: dict[str, tuple[_MultiModel, float]] = {}
         self._ready: dict[str, tuple[_MultiModel, str]] = {}
@@ -100,9 +104,7 @@ class Archives:
             raise failure.with_traceback(None)
         task = self._fetching.get(key)
         if task is None:
-            task = self._fetching[key] = self._service.begin(
-                self._publish(endpoint, found.container, found, target, name)
-            )
+            task = self._fetching[key] = self._begin(self._publish(endpoint, found.container, found, target, name))
             task.add_done_callback(lambda done: self._fetched(key, done))
         try:
             await asyncio.wait_for(asyncio.shield(task), self._settings.serving.default_deadline)

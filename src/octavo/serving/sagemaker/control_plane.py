@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import Conflict, Invalid, NotFound, OctavoError
@@ -51,10 +51,22 @@ class ControlPlane:
         self.configs = Records(documents, "sagemaker-config", "endpoint configuration", ConfigRecord)
         self.endpoints = Records(documents, "sagemaker-endpoint", "endpoint", EndpointRecord)
         self.tags = Tags(documents)
-        self.archives = Archives(service, self.endpoints, settings)
+        self.archives = Archives(service, self.endpoints, settings, self._begin_task)
         self._service = service
         self._settings = settings
         self._working: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Take up the work that was left, beside the requests."""
+        self._begin_task(self.resume())
+
+    async def close(self) -> None:
+        """Stop working, and let others go on."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def plan(self, config: str) -> Plan:
         """What an endpoint of a configuration is to serve, with the models as they are declared now.
@@ -127,7 +139,12 @@ class ControlPlane:
 
     async def resume(self) -> None:
         """Take up all work that was left."""
-        for stored in await asyncio.to_thread(self.endpoints.all):
+        try:
+            found = await asyncio.to_thread(self.endpoints.all)
+        except OctavoError as error:
+            log.warning("work at endpoints is not taken up: %s", error)
+            return
+        for stored in found:
             if stored.record.left:
                 self._begin(stored.record.name)
 
@@ -142,8 +159,14 @@ class ControlPlane:
         """The work at an endpoint, which goes on whoever waits for it."""
         task = self._working.get(name)
         if task is None:
-            task = self._working[name] = self._service.begin(self._work(name))
+            task = self._working[name] = self._begin_task(self._work(name))
             task.add_done_callback(lambda _: self._working.pop(name, None))
+        return task
+
+    def _begin_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
     async def _work(self, name: str) -> None:
