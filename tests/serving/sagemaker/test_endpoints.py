@@ -74,7 +74,7 @@ def test_a_shadow_answers_nobody(declared: Declared, upload: Upload, server: Up)
     ("content", "reason"),
     [
         (None, "no such object"),
-        (b"not an archive", "not a whole"),
+        (b"not an archive", "not a whole .tar.gz or .tar: truncated header (s3://"),
         (archive({"../model.onnx": b"x"}), "is refused"),
         (archive({"readme.txt": b"x"}), "no model in it"),
         (archive({"model.onnx": b"no model"}), "no-"),

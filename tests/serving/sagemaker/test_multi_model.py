@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from octavo.serving.repository import Repository
 from octavo.settings import load_settings
 
 from ..live import Up
-from .conftest import TRITON, Declared, archive, model_tar, user
+from ..served_models import BATCHED, CHAIN, put, times
+from .conftest import ROW, TRITON, Declared, archive, model_tar, user
 
 Upload = Callable[[str, bytes], str]
 
@@ -140,3 +142,23 @@ def test_who_may_not_ask_makes_nobody_publish(declared: Declared, upload: Upload
         stranger.ask("closed", TargetModel="a.tar.gz")
     assert caught.value.response["Error"]["Code"] == "AccessDeniedException"
     assert published(server, "closed.") == {}
+
+
+def test_an_archive_moves_nobody_elses_traffic(declared: Declared, upload: Upload, server: Up, tmp_path: Path) -> None:
+    for name, factor in (("double", 20), ("triple", 3)):
+        put(tmp_path, name, times(factor), BATCHED)
+    put(tmp_path, "chain", None, CHAIN)
+    files = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    make(declared, upload, "mixed", {"one.tar.gz": 2})
+    upload("mixed/many.tar.gz", archive(files))
+    put(server.workspace / "models", "mixed.many.double", times(50), BATCHED)
+    put(server.workspace / "models", "mixed.by-hand", times(60), BATCHED)
+    declared.endpoint("mixed", "mixed-mixed")
+    answer = declared.runtime.invoke_endpoint(
+        EndpointName="mixed", TargetModel="many.tar.gz", Body=ROW, ContentType="application/json"
+    )
+    assert b"60.0" in answer["Body"].read()
+    assert declared.ask("mixed.many.double") == 50
+    assert declared.ask("mixed", TargetModel="by-hand.tar.gz") == 60, "what is there already is asked"
+    declared.sagemaker.delete_endpoint(EndpointName="mixed")
+    assert published(server, "mixed.") == {"mixed.by-hand": ["1"], "mixed.many.double": ["1"]}

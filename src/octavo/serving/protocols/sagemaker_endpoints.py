@@ -153,9 +153,10 @@ async def describe_endpoint(door: Door, asked: Asked) -> dict[str, Any]:
 def _shown(variant: ServedVariant, served: bool) -> dict[str, Any]:
     image = {"SpecifiedImage": variant.container.image, "ResolvedImage": variant.container.image}
     told: dict[str, Any] = {"VariantName": variant.name, "DeployedImages": [image]}
-    told |= {_WEIGHT: variant.weight, _COUNT: variant.count}
-    if served:
-        told |= {"CurrentWeight": variant.weight, "CurrentInstanceCount": variant.count}
+    serverless = variant.given.get("ServerlessConfig")
+    size, value = ("ServerlessConfig", serverless) if serverless else ("InstanceCount", variant.count)
+    for state in ("Desired", "Current") if served else ("Desired",):
+        told |= {f"{state}Weight": variant.weight, f"{state}{size}": value}
     return told
 
 

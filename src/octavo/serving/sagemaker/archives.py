@@ -172,9 +172,10 @@ class Archives:
     ) -> None:
         source = await asyncio.to_thread(below, container.source, target, self._settings)
         single = container.model_copy(update={"source": source, "multi": False})
+        own = stored.record.release.versions if stored else {}
         async with self.turn:
             release = await asyncio.to_thread(
-                publish, self._service.repository, single, name, self._settings, keep_default=False
+                publish, self._service.repository, single, name, self._settings, own.keys()
             )
         await label(self._service, endpoint, release)
         record = ArchiveRecord(name=name, endpoint=endpoint, prefix=container.source, target=target, release=release)

@@ -180,8 +180,10 @@ class ControlPlane:
             return  # somebody else was faster
         try:
             await (self._take_away if stored.record.status == "Deleting" else self._bring_about)(stored)
-        except OctavoError as error:
-            log.warning("the work on the endpoint %s is taken up again later: %s", name, error)
+        except Conflict:
+            log.warning("somebody else has taken the endpoint %s over", name)
+        except Exception as error:
+            log.warning("the work on the endpoint %s is taken up again later", name, exc_info=error)
             await self._let_go(stored)
         except asyncio.CancelledError:
             await asyncio.shield(self._let_go(stored))

@@ -6,6 +6,7 @@ published by, the others that name, a dot and their own. So no archive adds vers
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from octavo.settings import Settings
 
 
 def publish(
-    repository: Repository, container: Container, name: str, settings: Settings, *, keep_default: bool = True
+    repository: Repository, container: Container, name: str, settings: Settings, own: Collection[str] = ()
 ) -> Release:
     """Publish what a container runs as `name`; what is published already stays one version.
 
@@ -31,7 +32,7 @@ def publish(
         container: with data of its own, not `multi`.
         name: of the model that clients ask.
         settings: of the workspace.
-        keep_default: a model that was there before goes on answering with the version it had.
+        own: models that may answer with the new version; any other that is there goes on with the version it had.
 
     Raises:
         NotFound: there is nothing at the source.
@@ -43,7 +44,8 @@ def publish(
     with open_artifact(source, settings, container.main) as (found, _):
         artifact = _renamed(found, name)
         artifact = replace(artifact, models=tuple(_with_backend(model, family) for model in artifact.models))
-        held = {model.name: _hold_default(repository, model.name) for model in artifact.models if keep_default}
+        others = [model.name for model in artifact.models if model.name not in own]
+        held = {model: _hold_default(repository, model) for model in others}
         published = publish_models(repository, artifact)
     for model, present in held.items():
         if present and int(published.versions[model]) <= int(present):  # nothing new came: nothing need be held
