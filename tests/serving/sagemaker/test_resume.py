@@ -17,7 +17,8 @@ import pytest
 from octavo.errors import Invalid, NotFound
 from octavo.serving.autoscaling.targets import ScalingTarget, targets, write_target
 from octavo.serving.inference import InferRequest
-from octavo.serving.sagemaker import control_plane
+from octavo.serving.packaging.deployment import Lease
+from octavo.serving.sagemaker import archives, control_plane
 from octavo.serving.sagemaker.control_plane import ControlPlane
 from octavo.serving.sagemaker.records import (
     ConfigRecord,
@@ -25,6 +26,7 @@ from octavo.serving.sagemaker.records import (
     Container,
     EndpointRecord,
     ModelRecord,
+    Records,
     Stored,
 )
 from octavo.serving.service import Serving
@@ -191,6 +193,105 @@ async def test_killed_while_it_is_taken_away(
     await create(plane, "e", "m3")
     await settled(plane, "e")
     assert await factor(service) == 3
+
+
+@pytest.mark.parametrize("step", ["published", "labelled"])
+async def test_killed_while_an_archive_is_published(
+    plane: ControlPlane, service: Serving, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    await create(plane, "e", "many2")
+    await settled(plane, "e")
+
+    async def find() -> str:
+        return await plane.archives.find("e", "a.tar.gz", "e.a", lambda _: None)
+
+    with monkeypatch.context() as patched:
+        owner, name = (archives, "label") if step == "published" else (Records, "write")
+        real = getattr(owner, name)
+
+        def stop(*given: Any) -> Any:
+            if step == "labelled" and given[1].release is None:
+                return real(*given)
+            raise Killed
+
+        patched.setattr(owner, name, stop)
+        with pytest.raises(Killed):
+            await find()
+    assert service.repository.versions("e.a") == ["1"]
+    assert await find() == "e.a"
+    assert service.repository.versions("e.a") == ["1"]
+    assert await factor(service, "e.a") == 2
+    await plane.delete("e")
+    assert "e.a" not in service.repository.names()
+
+
+async def test_an_archive_that_was_never_finished_goes_too(
+    plane: ControlPlane, service: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(plane, "e", "many2")
+    await settled(plane, "e")
+    with monkeypatch.context() as patched:
+        patched.setattr(archives, "label", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            await plane.archives.find("e", "a.tar.gz", "e.a", lambda _: None)
+    await plane.delete("e")
+    assert "e.a" not in service.repository.names()
+    assert service.documents.list("sagemaker-archive") == []
+
+
+async def test_archives_that_are_refused_leave_nothing(plane: ControlPlane, service: Serving, tmp_path: Path) -> None:
+    (tmp_path / "sources/2/bad.tar.gz").write_bytes(b"no archive")
+    await create(plane, "e", "many2")
+    await settled(plane, "e")
+    for target in ("none.tar.gz", "bad.tar.gz"):
+        with pytest.raises((Invalid, NotFound)):
+            await plane.archives.find("e", target, f"e.{target.partition('.')[0]}", lambda _: None)
+    assert service.documents.list("sagemaker-archive") == []
+    assert service.repository.names() == []
+
+
+async def test_a_change_at_the_very_end_of_work_is_not_missed(
+    plane: ControlPlane, service: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service._settings.deploy_lease = 60.0
+    asked = []
+    real = plane._write
+
+    async def write(stored: Stored[EndpointRecord], **changes: Any) -> Stored[EndpointRecord]:
+        written = await real(stored, **changes)
+        if changes.get("status") == "InService":
+            asked.append(asyncio.ensure_future(plane.delete("e")))
+            while "e" not in plane._wanted:
+                await asyncio.sleep(0.01)
+        return written
+
+    monkeypatch.setattr(plane, "_write", write)
+    await create(plane, "e", "m2")
+    while not asked:
+        await asyncio.sleep(0.01)
+    await asked[0]
+    with pytest.raises(NotFound):
+        plane.endpoints.get("e")
+
+
+async def test_who_was_taken_for_dead_touches_nothing(
+    plane: ControlPlane, service: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Serving.load
+
+    async def late(self: Serving, *given: Any) -> None:
+        await real(self, *given)
+        stored = plane.endpoints.get("e")
+        another = Lease(host="another", pid=1, started=1.0, until=2e10)
+        plane.endpoints.write(stored.record.model_copy(update={"lease": another}), stored.revision)
+
+    monkeypatch.setattr(Serving, "load", late)
+    await create(plane, "e", "m2")
+    while plane._working:
+        await asyncio.sleep(0.01)
+    stored = plane.endpoints.get("e")
+    assert (stored.record.status, stored.record.lease and stored.record.lease.host) == ("Creating", "another")
+    assert service.endpoints.find("e") is None
 
 
 async def test_others_leave_work_alone_that_is_being_done(

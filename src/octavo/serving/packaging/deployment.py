@@ -63,6 +63,12 @@ class Lease(_Part):
         return cls(host=socket.gethostname(), pid=os.getpid(), started=started, until=time.time() + seconds)
 
     @property
+    def own(self) -> bool:
+        """Whether it is this process's."""
+        own = Lease.here(0)
+        return (own.host, own.pid, own.started) == (self.host, self.pid, self.started)
+
+    @property
     def held(self) -> bool:
         """Whether its holder may still be at work: not late, and if on this machine, alive."""
         if time.time() >= self.until:

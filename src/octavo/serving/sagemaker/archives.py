@@ -36,12 +36,24 @@ _MOST_FAILURES = 1000
 
 
 class ArchiveRecord(Record):
-    """A published archive; `name` is the model's, `source` the archive's, `prefix` what the endpoint was given."""
+    """An archive.
+
+    Attributes:
+        name: of the model it becomes.
+        prefix: the endpoint's data.
+        target: the archive's path below it.
+        release: what was published of it; None before that is done.
+    """
 
     endpoint: str
     prefix: str
     target: str
-    release: Release
+    release: Release | None = None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The models that are this archive's, and their versions; before it is published, any of the main one."""
+        return self.release.versions if self.release else {self.name: ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +167,16 @@ class Archives:
         """Publish an archive, unless its model is there; afterwards it is known to be ready."""
         stored = await self._record(name)
         there = await self._service.knows(name)
-        record = stored.record if stored else None
-        if there and record is not None and record.prefix == container.source and record.target != target:
-            what = f"{target[:100]!r} would have the name of {record.target!r}"
-            raise Invalid(what, f"{name} of {endpoint}", "Call one of the archives otherwise.")
-        same = record is not None and (record.prefix, record.target) == (container.source, target)
-        if not there or not (same or record is None):  # a model of that name that has no record was published by hand
+        if stored is None:
+            ready = there  # by hand
+        else:
+            record = stored.record
+            own = record.prefix == container.source
+            if own and there and record.release and record.target != target:
+                what = f"{target[:100]!r} would have the name of {record.target!r}"
+                raise Invalid(what, f"{name} of {endpoint}", "Call one of the archives otherwise.")
+            ready = own and there and record.release is not None
+        if not ready:
             await self._publish_new(endpoint, container, target, name, stored)
             if await asyncio.to_thread(self._gone, endpoint, found):
                 await self.clear(endpoint)
@@ -170,19 +186,32 @@ class Archives:
     async def _publish_new(
         self, endpoint: str, container: Container, target: str, name: str, stored: Stored[ArchiveRecord] | None
     ) -> None:
+        """Publish an archive whose model is not there, or is of an archive from elsewhere."""
         source = await asyncio.to_thread(below, container.source, target, self._settings)
         single = container.model_copy(update={"source": source, "multi": False})
-        own = stored.record.release.versions if stored else {}
-        async with self.turn:
-            release = await asyncio.to_thread(
-                publish, self._service.repository, single, name, self._settings, own.keys()
-            )
+        wanted = ArchiveRecord(name=name, endpoint=endpoint, prefix=container.source, target=target)
+        before = stored or await self._announce(wanted)
+        own = before.record.versions.keys()
+        try:
+            async with self.turn:
+                release = await asyncio.to_thread(publish, self._service.repository, single, name, self._settings, own)
+        except OctavoError:
+            if stored is None and not await self._service.knows(name):
+                await asyncio.to_thread(self._records.delete, name)
+            raise
         await label(self._service, endpoint, release)
-        record = ArchiveRecord(name=name, endpoint=endpoint, prefix=container.source, target=target, release=release)
         with suppress(Conflict):  # another server published it too, as the same version
-            await asyncio.to_thread(self._records.write, record, stored.revision if stored else 0)
-        if stored is not None:
-            await self._remove_versions(stored.record, keep=release)
+            done = wanted.model_copy(update={"release": release})
+            await asyncio.to_thread(self._records.write, done, before.revision)
+        if before.record.release is not None:
+            await self._remove_versions(before.record, keep=release)
+
+    async def _announce(self, wanted: ArchiveRecord) -> Stored[ArchiveRecord]:
+        """Record that an archive is being published: what a killed server leaves of it is the endpoint's then."""
+        try:
+            return await asyncio.to_thread(self._records.write, wanted, 0)
+        except Conflict:  # another server was faster
+            return await asyncio.to_thread(self._records.get, wanted.name)
 
     async def _record(self, name: str) -> Stored[ArchiveRecord] | None:
         try:
@@ -199,9 +228,8 @@ class Archives:
     async def _remove_versions(self, record: ArchiveRecord, keep: Release | None = None) -> None:
         """Take the versions of an archive out of the repository, and its models where nothing else is in them."""
         kept = keep.versions if keep else {}
-        models = record.release.versions
-        await unlabel(self._service, record.endpoint, models, {model: [one] for model, one in kept.items()})
-        for model, version in models.items():
+        await unlabel(self._service, record.endpoint, record.versions, {model: [one] for model, one in kept.items()})
+        for model, version in record.versions.items():
             if kept.get(model) != version:
                 await self._remove(model, version)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from octavo.errors import Conflict, Invalid, NotFound, OctavoError
 from octavo.serving.autoscaling.targets import forget_targets
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from octavo.serving.service import Serving
     from octavo.settings import Settings
 
+T = TypeVar("T")
+
 log = logging.getLogger("octavo.serving.sagemaker")
 
 
@@ -55,6 +57,7 @@ class ControlPlane:
         self._service = service
         self._settings = settings
         self._working: dict[str, asyncio.Task[None]] = {}
+        self._wanted: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -156,12 +159,11 @@ class ControlPlane:
         return stored
 
     def _begin(self, name: str) -> asyncio.Task[None]:
-        """The work at an endpoint, which goes on whoever waits for it."""
-        task = self._working.get(name)
-        if task is None:
-            task = self._working[name] = self._begin_task(self._work(name))
-            task.add_done_callback(lambda _: self._working.pop(name, None))
-        return task
+        """The work at an endpoint, which goes on whoever waits for it; what is at its end looks once more."""
+        self._wanted.add(name)
+        if name not in self._working:
+            self._working[name] = self._begin_task(self._work(name))
+        return self._working[name]
 
     def _begin_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -171,11 +173,18 @@ class ControlPlane:
 
     async def _work(self, name: str) -> None:
         try:
+            while name in self._wanted:
+                self._wanted.discard(name)
+                await self._work_once(name)
+        finally:
+            del self._working[name]
+
+    async def _work_once(self, name: str) -> None:
+        try:
             stored = await asyncio.to_thread(self.endpoints.get, name)
             if not stored.record.left:
                 return
-            lease = Lease.here(self._settings.serving.deploy_lease)
-            stored = await self._write(stored, lease=lease)
+            stored = await self._write(stored, lease=self._lease())
         except (NotFound, Conflict):
             return  # somebody else was faster
         try:
@@ -184,27 +193,37 @@ class ControlPlane:
             log.warning("somebody else has taken the endpoint %s over", name)
         except Exception as error:
             log.warning("the work on the endpoint %s is taken up again later", name, exc_info=error)
-            await self._let_go(stored)
+            await self._let_go(name)
         except asyncio.CancelledError:
-            await asyncio.shield(self._let_go(stored))
+            await asyncio.shield(self._let_go(name))
             raise
 
-    async def _let_go(self, stored: Stored[EndpointRecord]) -> None:
+    def _lease(self) -> Lease:
+        return Lease.here(self._settings.serving.deploy_lease)
+
+    async def _let_go(self, name: str) -> None:
+        """Give the lease back, if it is this process's."""
         try:
-            await self._write(stored, lease=None)
+            stored = await asyncio.to_thread(self.endpoints.get, name)
+            lease = stored.record.lease
+            if lease is not None and lease.own:
+                await self._write(stored, lease=None)
         except OctavoError as error:  # it ends by itself then
-            log.warning("the lease of the endpoint %s was not given back: %s", stored.record.name, error)
+            log.warning("the lease of the endpoint %s was not given back: %s", name, error)
 
     async def _bring_about(self, stored: Stored[EndpointRecord]) -> None:
         """Make what is wanted answer, or record why it does not."""
         record = stored.record
-        settled: dict[str, Any] = {"next": None, "lease": None}
-        try:
-            ready = await self._prepared(record.name, record.next or record.plan)
-            await self._route(record.name, ready)
-            settled |= {"status": "InService", "plan": ready, "served": True, "failure": ""}
-        except Exception as error:
-            settled |= {"status": "InService" if record.served else "Failed", "failure": _reason(record.name, error)}
+        ready, failure = await _tried(record.name, self._prepared(record.name, record.next or record.plan))
+        # To publish takes long; who was taken for dead meanwhile must not touch what another has made.
+        stored = await self._write(stored, lease=self._lease())
+        if ready is not None:
+            _, failure = await _tried(record.name, self._route(record.name, ready))
+        settled: dict[str, Any] = {"next": None, "lease": None, "failure": failure}
+        if ready is not None and not failure:
+            settled |= {"status": "InService", "plan": ready, "served": True}
+        else:
+            settled |= {"status": "InService" if record.served else "Failed"}
             if record.served:  # it may have failed half-way to the new one
                 await self._restore(record)
         wanted = settled.get("plan", record.plan)
@@ -274,13 +293,16 @@ class ControlPlane:
         return await asyncio.to_thread(self.endpoints.write, record, stored.revision)
 
 
-def _reason(name: str, error: Exception) -> str:
-    """What is told of a failure."""
-    if isinstance(error, OctavoError):
+async def _tried(name: str, work: Awaitable[T]) -> tuple[T | None, str]:
+    """What the work gives; or None, and what is told of its failure."""
+    try:
+        return await work, ""
+    except OctavoError as error:
         log.warning("the endpoint %s is not brought about: %s", name, error)
-        return str(error)[:1024]
-    log.error("unexpected error at the endpoint %s", name, exc_info=error)
-    return "something unexpected went wrong; the server's log has it"
+        return None, str(error)[:1024]
+    except Exception:
+        log.exception("unexpected error at the endpoint %s", name)
+        return None, "something unexpected went wrong; the server's log has it"
 
 
 def _versions(plan: Plan) -> dict[str, set[str]]:
