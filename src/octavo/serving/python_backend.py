@@ -250,6 +250,7 @@ class PythonInstance:
         self._losses = 0
         self._lost_cpu = 0.0
         self._not_before = 0.0
+        self._loaded_bytes = 0
         self._load: Message = {
             "folder": str(version.folder),
             "file": file,
@@ -292,7 +293,7 @@ class PythonInstance:
             process.kill()
             fix = _MEMORY_FIX if answer.memory else "Correct model.py; its traceback is in the log."
             raise Invalid(f"the model cannot be loaded: {answer.message}", self._model, fix)
-        self._process = process
+        self._process, self._loaded_bytes = process, process.address_space()
         config: Message = answer["config"]
         if config.get("model_transaction_policy", {}).get("decoupled"):
             raise Invalid("decoupled models are not supported", self._model, "Return one response per request.")
@@ -340,6 +341,9 @@ class PythonInstance:
         except OSError as error:
             self._lose()
             raise OutOfMemory(f"no shared memory for the request: {error.strerror}", self._model) from None
+        if isinstance(results, Failure) and results.memory and self._leaks(process):
+            self._lose()
+            raise failure_error(results, self._model)
         self._losses = 0
         if isinstance(results, Failure):
             raise failure_error(results, self._model)
@@ -380,6 +384,17 @@ class PythonInstance:
                 raise
         assert self._process is not None
         return self._process
+
+    def _leaks(self, process: WorkerProcess) -> bool:
+        """Whether the worker ran out of memory because it holds what earlier calls left, so that it must start anew."""
+        limit = self._settings.python_memory
+        held = process.address_space() - self._loaded_bytes
+        if not limit or held <= (limit - self._loaded_bytes) / 2:
+            return False
+        logger.warning(
+            "%s: the worker holds %d MiB more than when it was loaded, and is started anew", self._model, held >> 20
+        )
+        return True
 
     def _lose(self) -> str:
         """Kill what is left of the worker; returns how it ended."""
