@@ -31,7 +31,7 @@ from octavo.serving.inference import InferRequest
 from octavo.serving.python_channel import Message
 from octavo.serving.python_config import triton_config, triton_specs
 from octavo.serving.python_process import Failure, WorkerProcess
-from octavo.serving.tensors import Array, Tensors, TensorSpec, datatype_of, reshaped
+from octavo.serving.tensors import Tensors, check_output, reshaped
 from octavo.settings import ServingSettings, Settings
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ class PythonRunner:
                 source = self._reshape_outputs.get(name)
                 if source is not None:
                     outputs[name] = array = reshaped(array, self._lead, source, spec.shape[self._lead :])
-                _check_output(spec, array)
+                check_output(spec, array)
         except ValueError as error:
             return ModelFailed(str(error), self._model, "Correct model.py or config.pbtxt.")
         return outputs
@@ -430,16 +430,3 @@ def _model_folder(version: ModelVersion, cleanup: ExitStack) -> Path:
     folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="octavo-model-")))
     (folder / version.version).symlink_to(version.folder, target_is_directory=True)
     return folder
-
-
-def _check_output(spec: TensorSpec, array: Array) -> None:
-    datatype = datatype_of(array)
-    if datatype != spec.datatype:
-        raise ValueError(f"output {spec.name!r} is {datatype}, the configuration says {spec.datatype}")
-    fits = len(array.shape) == len(spec.shape) and all(
-        want in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"output {spec.name!r} has shape {list(array.shape)}, the configuration says {list(spec.shape)}"
-        )

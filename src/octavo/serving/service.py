@@ -97,11 +97,17 @@ class Serving:
         """
         from octavo.serving.onnx_runtime import OnnxRuntimeBackend
         from octavo.serving.python_backend import PythonBackend
+        from octavo.serving.pytorch_backend import PytorchBackend
 
         repository = await asyncio.to_thread(Repository.open, settings.repository_url, settings)
         backends: dict[str, Backend] = {
             backend.name: backend
-            for backend in (OnnxRuntimeBackend(settings), PythonBackend(settings), TenantBackend())
+            for backend in (
+                OnnxRuntimeBackend(settings),
+                PythonBackend(settings),
+                PytorchBackend(settings),
+                TenantBackend(),
+            )
         }
         database = Database(settings.database_url)
         serving = cls(settings, repository, backends, database)
