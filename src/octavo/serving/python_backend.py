@@ -269,10 +269,20 @@ class PythonInstance:
     def start(self) -> Message:
         """Start the worker and load the model; returns the configuration as the model completed it.
 
+        If somebody kills the worker meanwhile, another one is started, once.
+
         Raises:
             Invalid: the model cannot be loaded.
             DeadlineExceeded: it took too long.
+            WorkerKilled: the second one was killed too.
         """
+        try:
+            return self._start()
+        except WorkerKilled as error:
+            logger.warning("%s; another one is started", error.what)
+            return self._start()
+
+    def _start(self) -> Message:
         process = WorkerProcess(self._model)
         try:
             answer = process.load(self._load, self._settings.load_timeout)
@@ -284,8 +294,10 @@ class PythonInstance:
                 "Raise serving.load_timeout, or do less in initialize.",
             ) from None
         except (EOFError, ValueError):
+            ended = process.ends()
             how = process.kill()
-            raise Invalid(f"the worker died while the model was loading ({how})", self._model, "See its log.") from None
+            failure = WorkerKilled if how == _KILLED and ended else Invalid
+            raise failure(f"the worker died while the model was loading ({how})", self._model, "See its log.") from None
         except BaseException:
             process.kill()
             raise
@@ -329,9 +341,9 @@ class PythonInstance:
                 "Raise serving.python_timeout, or send less at once.",
             ) from None
         except EOFError:
-            living = process.alive  # it only closed the channel
+            ended = process.ends()  # else it only closed the channel
             how = self._lose()
-            failure = WorkerKilled if how == _KILLED and not living else ModelFailed
+            failure = WorkerKilled if how == _KILLED and ended else ModelFailed
             raise failure(f"the worker of model {self._model!r} died ({how})", self._model, "See its log.") from None
         except OctavoError:
             raise
