@@ -123,7 +123,7 @@ class ServingSettings(_Section):
         10.0, gt=0, description="How often usage is written to the database; a crash loses no more than that."
     )
     usage_days: int = Field(400, ge=1, description="Days usage is kept.")
-    allow_code: bool = Field(False, description="Run Python models found in the repository.")
+    allow_code: bool = Field(False, description="Run Python and PyTorch models found in the repository.")
     python_memory: ByteSize = Field(
         2 * 2**30, ge=0, description="Address-space limit of a Python model's worker; 0 none."
     )

@@ -37,6 +37,7 @@ from octavo.serving.inference import InferAnswer, InferRequest, ModelMetadata
 from octavo.serving.loading import LoadedModel, Loader
 from octavo.serving.memory import available_bytes
 from octavo.serving.metrics import ServingCollector
+from octavo.serving.pair import is_pair, run_pair
 from octavo.serving.pins import PIN_FILE, Pins
 from octavo.serving.repository import Change, ModelVersion, Repository
 from octavo.serving.residency import Residency
@@ -98,11 +99,17 @@ class Serving:
         """
         from octavo.serving.onnx_runtime import OnnxRuntimeBackend
         from octavo.serving.python_backend import PythonBackend
+        from octavo.serving.pytorch_backend import PytorchBackend
 
         repository = await asyncio.to_thread(Repository.open, settings.repository_url, settings)
         backends: dict[str, Backend] = {
             backend.name: backend
-            for backend in (OnnxRuntimeBackend(settings), PythonBackend(settings), TenantBackend())
+            for backend in (
+                OnnxRuntimeBackend(settings),
+                PythonBackend(settings),
+                PytorchBackend(settings),
+                TenantBackend(),
+            )
         }
         database = Database(settings.database_url)
         serving = cls(settings, repository, backends, database)
@@ -164,7 +171,7 @@ class Serving:
         counts, owner = self._counts(version), (version.name, version.version, request.caller)
         try:
             if version.config.ensemble:
-                outputs, usage = await self._infer_ensemble(version, request, depth), 0
+                outputs, usage = await self._infer_ensemble(version, request, depth)
             elif version.config.backend == TENANT:
                 outputs, usage = await self._infer_tenant(version, request, depth)
             else:
@@ -396,9 +403,15 @@ class Serving:
         finally:
             self._residency.release(resident)
 
-    async def _infer_ensemble(self, version: ModelVersion, request: InferRequest, depth: int) -> Tensors:
+    async def _infer_ensemble(self, version: ModelVersion, request: InferRequest, depth: int) -> tuple[Tensors, int]:
         _check_depth(version, depth)
-        return await run_ensemble(version.config, request, lambda step: self._infer_version(step, depth + 1))
+
+        async def infer(step: InferRequest) -> InferAnswer:
+            return await self._infer_version(step, depth + 1)
+
+        if is_pair(version.config):
+            return await run_pair(version.config, request, infer)
+        return await run_ensemble(version.config, request, infer), 0
 
     async def _infer_tenant(self, version: ModelVersion, request: InferRequest, depth: int) -> tuple[Tensors, int]:
         """A tenant's answer: the base embeds, in batches with all tenants' texts, unless the client has done so."""
