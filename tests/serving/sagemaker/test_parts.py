@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 from octavo.errors import Forbidden, Invalid, OctavoError
 from octavo.serving.protocols.aws_json import WrongToken
 from octavo.serving.protocols.aws_lists import ListForm, PageForm, Row, listed, paged
+from octavo.serving.repository import Repository
 from octavo.serving.sagemaker.images import FAMILIES, family_of
 from octavo.serving.sagemaker.names import arn_of, check_name, parse_arn
+from octavo.serving.sagemaker.publishing import publish
 from octavo.serving.sagemaker.records import Container, Plan, ServedVariant
 from octavo.serving.sagemaker.sources import below, check_source
 from octavo.settings import load_settings
+
+from .conftest import archive
 
 ECR = "785573368785.dkr.ecr.us-east-1.amazonaws.com"
 
@@ -156,3 +160,29 @@ def test_a_shadows_share_is_one(live: float, shadow: float) -> None:
     )
     found = Plan(config="c", variants=variants).endpoint("e")
     assert 0 <= found.shadows[0].weight <= 1
+
+
+@pytest.mark.parametrize(
+    ("image", "files", "backend"),
+    [
+        ("tritonserver", {"model.onnx": b"x"}, "onnxruntime"),
+        ("pytorch-inference", {"model.pth": b"x", "code/inference.py": b""}, "pytorch"),
+        ("pytorch-inference", {"model.pt": b"x"}, "pytorch"),
+        ("onnxruntime", {"model.pt": b"x"}, "name Triton's image for any"),
+        ("pytorch-inference", {"config.pbtxt": b'backend: "tensorrt"', "model.plan": b"x"}, "name Triton's image"),
+        ("tei", {"model.bin": b"x"}, "no backend is named"),
+        ("pytorch-inference", {"model.a": b"x", "model.b": b"x"}, "Call it model.onnx"),
+    ],
+)
+def test_what_the_image_decides(tmp_path: Path, image: str, files: dict[str, bytes], backend: str) -> None:
+    (tmp_path / "m.tar.gz").write_bytes(archive(files))
+    known = load_settings(tmp_path, serving={"model_sources": str(tmp_path)})
+    repository = Repository.open(str(tmp_path / "models"), known)
+    container = Container(image=image, source=str(tmp_path / "m.tar.gz"))
+    if " " not in backend:
+        assert publish(repository, container, "m", known).versions == {"m": "1"}
+        assert repository.config("m").backend == backend
+        return
+    with pytest.raises(Invalid, match=backend):
+        publish(repository, container, "m", known)
+    assert repository.names() == []
