@@ -87,6 +87,7 @@ class FleetServing(Serving):
             raise
         if keep_pinned:
             serving._pinning = asyncio.create_task(serving._keep_pinned())
+            serving.sagemaker.start()
         return serving
 
     async def close(self) -> None:
