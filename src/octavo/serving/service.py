@@ -42,6 +42,7 @@ from octavo.serving.pins import PIN_FILE, Pins
 from octavo.serving.repository import Change, ModelVersion, Repository
 from octavo.serving.residency import Residency
 from octavo.serving.resident import LOADING, READY, Resident
+from octavo.serving.sagemaker.control_plane import ControlPlane
 from octavo.serving.snapshots import ModelStatus, ResidencySnapshot, ResidentModel
 from octavo.serving.statistics import ModelStatistics
 from octavo.serving.tenants.backend import BACKEND as TENANT
@@ -67,6 +68,7 @@ class Serving:
         self.documents = Documents(database)
         self.endpoints = Endpoints(self.documents)
         self.traffic = Traffic(self._infer_version)
+        self.sagemaker = ControlPlane(self, settings)
         self._database = database
         self._settings = serving
         self._batcher = Batcher(serving.threads or _cores(), serving.max_pending)
@@ -122,6 +124,7 @@ class Serving:
         if keep_pinned:
             serving._usage.start()
             serving._pinning = asyncio.create_task(serving._pins.load_all())
+            serving.sagemaker.start()
         return serving
 
     async def close(self) -> None:
@@ -129,6 +132,7 @@ class Serving:
         self._metrics.close()
         self._watcher.cancel()
         self._endpoint_watcher.cancel()
+        await self.sagemaker.close()
         await self.traffic.close()
         self._turnover.close()
         if self._pinning is not None:
@@ -232,6 +236,11 @@ class Serving:
         """Point a label at a version, or with an empty `version` take it away."""
         await asyncio.to_thread(self.repository.set_label, name, label, version)
         self._turnover.changed(Change(name, "has other labels"))
+
+    async def remove(self, name: str, version: str = "") -> None:
+        """Delete a version, or the whole model; raises as `Repository.remove`."""
+        await asyncio.to_thread(self.repository.remove, name, version)
+        self._turnover.changed(Change(name, "changed" if version else "removed"))
 
     async def roll_back(self, name: str) -> str:
         """Answer with the version before the current one; returns its number."""
