@@ -1,0 +1,76 @@
+"""The gRPC server: a port, its connections, and one timer for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Mapping
+
+from octavo.serving.rpc.call import Method
+from octavo.serving.rpc.connection import Connection
+from octavo.serving.rpc.limits import Limits
+
+_BACKLOG = 2048
+_LAST_WORDS = 1.0  # seconds for the answers of calls that were stopped
+
+
+class GrpcServer:
+    """A server on the running event loop.
+
+    Args:
+        methods: by path, `/package.Service/Method`.
+        limits: what clients may take.
+
+    Attributes:
+        connections: that are open.
+        calls: how many are under way.
+    """
+
+    def __init__(self, methods: Mapping[str, Method], limits: Limits) -> None:
+        self.methods = {path.encode(): method for path, method in methods.items()}
+        self.limits = limits
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[Connection] = set()
+        self.calls = 0
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; the port, which is a free one for 0.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        self._server = await self.loop.create_server(lambda: Connection(self), sock=listener, backlog=_BACKLOG)
+        self._sweeper = asyncio.create_task(self._sweep())
+        return int(listener.getsockname()[1])
+
+    async def close(self, grace: float) -> None:
+        """Take no more calls; those under way have `grace` seconds, then they are ended."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.drain()
+        await self._until_idle(grace)
+        for connection in list(self.connections):
+            connection.stop()
+        await self._until_idle(_LAST_WORDS)
+        for connection in list(self.connections):
+            connection.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    async def _until_idle(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while any(connection.busy for connection in self.connections) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            now = time.monotonic()
+            for connection in list(self.connections):
+                connection.sweep(now)
