@@ -368,8 +368,8 @@ def _notes(rounds: int) -> list[str]:
         "lean: pre-built bytes, the server limits. tritonclient: unmodified, one process, c1 the synchronous client, "
         "c32 the one for asyncio (gRPC: one channel); its own CPU per request is in the table, and where that is the "
         "larger, the ratio is the client's, not the server's.",
-        "Triton's answers come from its Python backend (another process), octavo's from onnxruntime in process: compare "
-        "the two protocols of one server, rather than one protocol of two servers.",
+        "Triton's answers come from its Python backend (another process), octavo's from onnxruntime in process: "
+        "compare the two protocols of one server, rather than one protocol of two servers.",
         f"octavo checks a token with every request ({next(iter(AUTHORIZED))}), Triton has none to check.",
     ]
 

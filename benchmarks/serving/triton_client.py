@@ -1,4 +1,4 @@
-"""Load from Triton's own Python clients, unmodified, in a process of their own: HTTP and gRPC, one or many at a time."""
+"""Load from Triton's own Python clients, unmodified, in a process of their own: HTTP and gRPC."""
 
 from __future__ import annotations
 

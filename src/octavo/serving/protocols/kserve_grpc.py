@@ -18,9 +18,9 @@ from octavo.access import ANONYMOUS, Action, Principal, allowed, require
 from octavo.errors import Invalid, OctavoError, Unauthenticated, Unavailable
 from octavo.serving.model_config import check_name, check_version
 from octavo.serving.protocols import inference_pb2 as pb
+from octavo.serving.protocols.exchange import parsed
 from octavo.serving.protocols.kserve import check_load, check_unload
 from octavo.serving.protocols.kserve_http import EXTENSIONS, statistics_row
-from octavo.serving.protocols.exchange import parsed
 from octavo.serving.protocols.kserve_messages import parse_message, to_message, wants_final
 from octavo.serving.rpc import Call, Code, Method, Refused
 

@@ -15,7 +15,8 @@ from octavo.serving.rpc.messages import PREFIX, Assembler, Message, unpack
 from octavo.serving.rpc.status import Code, Refused
 
 if TYPE_CHECKING:
-    from octavo.serving.rpc.connection import Connection
+    from octavo.serving.rpc.inflow import Inflow
+    from octavo.serving.rpc.outflow import Outflow
 
 _OFF_LOOP = 2**12  # bytes; what is packed unfolds up to a thousandfold, so larger messages are unpacked in a thread
 
@@ -46,13 +47,38 @@ class Call:
     """
 
     __slots__ = (
-        "_arrival", "_drained", "_most", "assembler", "connection", "deadline", "ended", "gone", "head_sent", "late",
-        "metadata", "method", "outgoing", "packing", "queued", "received", "send_window", "slot", "stalled_since",
-        "started", "stream", "task", "trailers", "unsent", "waits_since", "window",
+        "_arrival",
+        "_drained",
+        "_inflow",
+        "_most",
+        "_outflow",
+        "assembler",
+        "deadline",
+        "ended",
+        "gone",
+        "head_sent",
+        "late",
+        "metadata",
+        "method",
+        "outgoing",
+        "packing",
+        "queued",
+        "received",
+        "send_window",
+        "slot",
+        "stalled_since",
+        "started",
+        "stream",
+        "task",
+        "trailers",
+        "unsent",
+        "waits_since",
+        "window",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection, stream: int, method: Method, head: Head, most: int) -> None:
-        self.connection = connection
+    def __init__(self, stream: int, method: Method, head: Head, most: int, inflow: Inflow, outflow: Outflow) -> None:
+        self._inflow = inflow
+        self._outflow = outflow
         self.stream = stream
         self.method = method
         self.metadata = head.metadata
@@ -69,7 +95,7 @@ class Call:
         self.waits_since: float | None = None  # for the rest of a message
         self._arrival: asyncio.Future[None] | None = None
         # What goes out.
-        self.send_window = connection.outflow.first_window
+        self.send_window = outflow.first_window
         self.outgoing: deque[memoryview] = deque()
         self.unsent = 0  # bytes of it
         self.head_sent = False
@@ -105,12 +131,12 @@ class Call:
         message = self.received.popleft()
         self.queued -= len(message[1]) + PREFIX
         if not self.ended:
-            self.connection.inflow.allow(self)
+            self._inflow.allow(self)
         return message
 
     async def send(self, message: bytes) -> None:
         """Send one message; returns when the client's window has room for more."""
-        self.connection.outflow.send(self, message)
+        self._outflow.send(self, message)
         while self.unsent > _UNSENT:
             self._drained = asyncio.get_running_loop().create_future()
             await self._drained

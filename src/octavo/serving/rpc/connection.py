@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from octavo.serving.rpc import limits
 from octavo.serving.rpc.call import Call
+from octavo.serving.rpc.calls import Calls
 from octavo.serving.rpc.frames import (
     ACK,
     END_HEADERS,
@@ -35,19 +36,16 @@ from octavo.serving.rpc.frames import (
     write_number,
     write_settings,
 )
-from octavo.serving.rpc.head import Head, Malformed, read_head
-from octavo.serving.rpc.hpack import CompressionFault, Decoder, HeadersTooLarge
-from octavo.serving.rpc.inflow import CONNECTION_WINDOW, Inflow
+from octavo.serving.rpc.head import HeadReader
+from octavo.serving.rpc.inflow import CONNECTION_WINDOW
 from octavo.serving.rpc.messages import PREFIX
-from octavo.serving.rpc.outflow import Outflow
-from octavo.serving.rpc.status import TRAILERS_OK, Code, Refused, http_refusal, refusal, trailers
+from octavo.serving.rpc.status import Code, Refused
 
 if TYPE_CHECKING:
     from octavo.serving.rpc.server import GrpcServer
 
 log = logging.getLogger("octavo.serving.grpc")
 
-FAILED = "the server failed; its log says why"
 _GREETING = write_settings(
     {
         Setting.MAX_CONCURRENT_STREAMS: limits.MAX_STREAMS,
@@ -60,8 +58,6 @@ _NOT_HTTP2 = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s"
     % (len(_SPOKEN), _SPOKEN)
 )
-_LAST = END_HEADERS | END_STREAM
-_KNOWN_HEADS = 64
 _DATA, _HEADERS, _CONTINUATION = int(Kind.DATA), int(Kind.HEADERS), int(Kind.CONTINUATION)
 
 
@@ -87,9 +83,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, server: GrpcServer) -> None:
         self._server = server
-        self._calls: dict[int, Call] = {}
-        self._decoder = Decoder()
-        self._heads: dict[bytes, Head] = {}
+        self._heads = HeadReader()
         self._patience = limits.Patience()
         self._rest = b""
         self._greeted = False  # the client's preface came
@@ -107,8 +101,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say what is taken."""
         self._transport = cast(asyncio.Transport, transport)
-        self.inflow = Inflow(self._transport, self._calls)
-        self.outflow = Outflow(self._transport, self._over)
+        self._calls = Calls(self._server, self._transport, self._idle)
         self._server.connections.add(self)
         self._transport.write(_GREETING)
         if len(self._server.connections) > self._server.limits.connections:
@@ -140,39 +133,39 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client reads too slowly."""
-        self.outflow.paused_since = time.monotonic()
+        self._calls.outflow.paused_since = time.monotonic()
 
     def resume_writing(self) -> None:
         """It has read."""
-        self.outflow.paused_since = None
-        self.outflow.pump()
+        self._calls.outflow.paused_since = None
+        self._calls.outflow.pump()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody is there any more."""
         self._closed_since = self._closed_since or time.monotonic()
         self._server.connections.discard(self)
-        for call in list(self._calls.values()):
-            self._drop(call)
+        for call in list(self._calls.open.values()):
+            self._calls.drop(call)
 
     # The server's side.
 
     @property
     def busy(self) -> bool:
         """Whether calls are under way."""
-        return bool(self._calls)
+        return bool(self._calls.open)
 
     def drain(self) -> None:
         """Take no more calls; close when those under way are answered."""
         if not self._draining and self._closed_since is None:
             self._draining = True
             self._transport.write(write_goaway(self._last, Fault.NO_ERROR, "the server stops"))
-            if not self._calls:
+            if not self._calls.open:
                 self._close()
 
     def stop(self) -> None:
         """End the calls under way."""
-        for call in list(self._calls.values()):
-            self._stop(call, Refused(Code.UNAVAILABLE, "the server stops"))
+        for call in list(self._calls.open.values()):
+            self._calls.stop(call, Refused(Code.UNAVAILABLE, "the server stops"))
 
     def abort(self) -> None:
         """Close at once."""
@@ -192,20 +185,20 @@ class Connection(asyncio.Protocol):
         if self._block is not None and now - self._block.since > limits.PREFACE_SECONDS:
             self._farewell(ConnectionFault(Fault.PROTOCOL_ERROR, "a header block was not ended"))
             return
-        if self.outflow.paused_since is not None and now - self.outflow.paused_since > patient:
+        if self._calls.outflow.paused_since is not None and now - self._calls.outflow.paused_since > patient:
             self._transport.abort()
             return
-        for call in list(self._calls.values()):
+        for call in list(self._calls.open.values()):
             self._sweep_call(call, now, patient)
         self._keep_alive(now)
 
     def _sweep_call(self, call: Call, now: float, patient: float) -> None:
         if call.stalled_since is not None and now - call.stalled_since > patient:
-            self._abandon(call, Fault.CANCEL)
+            self._calls.abandon(call, Fault.CANCEL)
         elif call.deadline is not None and now > call.deadline:
-            self._stop(call, Refused(Code.DEADLINE_EXCEEDED, "the call's deadline passed"))
+            self._calls.stop(call, Refused(Code.DEADLINE_EXCEEDED, "the call's deadline passed"))
         elif call.waits_since is not None and call.window > 0 and now - call.waits_since > patient:
-            self._stop(call, Refused(Code.DEADLINE_EXCEEDED, f"a message took over {patient:g} seconds to come"))
+            self._calls.stop(call, Refused(Code.DEADLINE_EXCEEDED, f"a message took over {patient:g} seconds to come"))
 
     def _keep_alive(self, now: float) -> None:
         if self._heard:
@@ -232,17 +225,17 @@ class Connection(asyncio.Protocol):
 
     def _take_data(self, flags: int, stream: int, payload: bytes) -> None:
         size = len(payload)
-        self.inflow.came(size)
-        call = self._calls.get(stream)
+        self._calls.inflow.came(size)
+        call = self._calls.open.get(stream)
         if call is None or call.gone or call.late is not None:
             self._after_end(stream)
             return
         if call.ended:
-            self._abandon(call, Fault.STREAM_CLOSED)
+            self._calls.abandon(call, Fault.STREAM_CLOSED)
             return
         call.window -= size
         if call.window < 0:
-            self._abandon(call, Fault.FLOW_CONTROL_ERROR)
+            self._calls.abandon(call, Fault.FLOW_CONTROL_ERROR)
             return
         if flags & PADDED:
             payload = unpadded(payload)
@@ -250,7 +243,7 @@ class Connection(asyncio.Protocol):
             try:
                 found = call.assembler.feed(payload)
             except Refused as refused:
-                self._stop(call, refused)
+                self._calls.stop(call, refused)
                 return
             if found:
                 self._patience.call()
@@ -261,7 +254,7 @@ class Connection(asyncio.Protocol):
         elif not flags & END_STREAM:
             self._idle_frame()
         if flags & END_STREAM:
-            self._ended(call)
+            self._calls.ended(call)
             return
         if not call.assembler.held and call.method.unary is None:
             call.waits_since = None
@@ -269,7 +262,7 @@ class Connection(asyncio.Protocol):
             call.waits_since = time.monotonic()
         if call.received:
             call.arrived()
-        self.inflow.allow(call)
+        self._calls.inflow.allow(call)
 
     def _take_headers(self, flags: int, stream: int, payload: bytes) -> None:
         if not stream & 1:
@@ -293,51 +286,24 @@ class Connection(asyncio.Protocol):
             raise ConnectionFault(Fault.ENHANCE_YOUR_CALM, "a header block without an end")
 
     def _take_block(self, stream: int, block: bytes, ends: bool) -> None:
-        head = self._read_block(block)
-        call = self._calls.get(stream)
+        head = self._heads.read(block)
+        call = self._calls.open.get(stream)
         if call is not None:
             if not ends:
-                self._abandon(call, Fault.PROTOCOL_ERROR)
+                self._calls.abandon(call, Fault.PROTOCOL_ERROR)
             elif not (call.ended or call.gone or call.late):
-                self._ended(call)
+                self._calls.ended(call)
         elif stream <= self._last:
             self._after_end(stream)
         else:
             self._last = stream
             self._patience.call()
             if head is None:
-                self._write_reset(stream, Fault.PROTOCOL_ERROR)
-            elif self._draining or len(self._calls) >= limits.MAX_STREAMS:
-                self._write_reset(stream, Fault.REFUSED_STREAM)
+                self._calls.reset(stream, Fault.PROTOCOL_ERROR)
+            elif self._draining or len(self._calls.open) >= limits.MAX_STREAMS:
+                self._calls.reset(stream, Fault.REFUSED_STREAM)
             else:
-                self._begin(stream, head, ends)
-
-    def _read_block(self, block: bytes) -> Head | None:
-        """What a header block says; None when it breaks HTTP/2's rules.
-
-        Equal blocks say the same until the table changes, and clients send nearly the same for every call.
-        """
-        known = self._heads.get(block)
-        if known is not None:
-            return known
-        if len(block) > limits.MAX_BLOCK:
-            raise ConnectionFault(Fault.ENHANCE_YOUR_CALM, "a header block without an end")
-        before = self._decoder.changes
-        head: Head | None = None
-        try:
-            head = read_head(self._decoder.decode(block, limits.MAX_HEADERS))
-        except CompressionFault as fault:
-            raise ConnectionFault(Fault.COMPRESSION_ERROR, str(fault)) from None
-        except HeadersTooLarge:
-            why = f"the call's headers have over {limits.MAX_HEADERS} bytes"
-            head = Head(b"", {}, refused=Refused(Code.RESOURCE_EXHAUSTED, why))
-        except Malformed:
-            pass
-        if self._decoder.changes != before:
-            self._heads.clear()
-        elif head is not None and len(self._heads) < _KNOWN_HEADS:
-            self._heads[block] = head
-        return head
+                self._calls.begin(stream, head, ends)
 
     def _take_other(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == Kind.WINDOW_UPDATE:
@@ -360,7 +326,7 @@ class Connection(asyncio.Protocol):
     def _take_control(self, kind: int, flags: int, payload: bytes) -> None:
         if kind == Kind.GOAWAY:
             self._draining = True
-            if not self._calls:
+            if not self._calls.open:
                 self._close()
         elif kind == Kind.PING:
             if len(payload) != 8:
@@ -374,34 +340,34 @@ class Connection(asyncio.Protocol):
             settings = read_settings(payload)
             self._settled = True
             self._transport.write(write_frame(Kind.SETTINGS, ACK, 0))
-            self.outflow.apply(settings, list(self._calls.values()))
+            self._calls.outflow.apply(settings, list(self._calls.open.values()))
 
     def _take_window(self, stream: int, payload: bytes) -> None:
         more = read_number(payload) & (2**31 - 1)
-        call = self._calls.get(stream)
+        call = self._calls.open.get(stream)
         if stream and call is None:
             self._after_end(stream)
             return
         if not more:
             if call is None:
                 raise ConnectionFault(Fault.PROTOCOL_ERROR, "a window grows by nothing")
-            self._abandon(call, Fault.PROTOCOL_ERROR)
+            self._calls.abandon(call, Fault.PROTOCOL_ERROR)
             return
         try:
-            self.outflow.grow(call, more)
+            self._calls.outflow.grow(call, more)
         except OverflowError:
             if call is not None:
-                self._abandon(call, Fault.FLOW_CONTROL_ERROR)
+                self._calls.abandon(call, Fault.FLOW_CONTROL_ERROR)
 
     def _take_reset(self, stream: int, payload: bytes) -> None:
         read_number(payload)
-        call = self._calls.get(stream)
+        call = self._calls.open.get(stream)
         if call is None:
             self._after_end(stream)
             return
         if not self._patience.reset():
             raise ConnectionFault(Fault.ENHANCE_YOUR_CALM, "too many calls were taken back")
-        self._drop(call)
+        self._calls.drop(call)
 
     def _take_continuation(self, flags: int, stream: int, payload: bytes) -> None:
         block = self._block
@@ -422,145 +388,17 @@ class Connection(asyncio.Protocol):
         if not self._patience.idle_frame():
             raise ConnectionFault(Fault.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
 
-    # A call's life.
-
-    def _begin(self, stream: int, head: Head, ends: bool) -> None:
-        method = self._server.methods.get(head.path)
-        if head.http_status != 200:
-            self._deny(stream, http_refusal(head.http_status), ends)
-        elif head.refused is not None:
-            self._deny(stream, refusal(head.refused), ends)
-        elif method is None:
-            what = head.path[:200].decode("latin-1")
-            self._deny(stream, refusal(Refused(Code.UNIMPLEMENTED, f"there is no method {what}")), ends)
-        elif self._server.calls >= self._server.limits.calls:
-            self._deny(stream, refusal(Refused(Code.RESOURCE_EXHAUSTED, "too many calls are under way")), ends)
-        else:
-            call = Call(self, stream, method, head, self._server.limits.message)
-            self._calls[stream] = call
-            self._server.calls += 1
-            if method.unary is None:
-                self._start(call)
-            if ends:
-                self._ended(call)
-            elif method.unary is not None:
-                call.waits_since = time.monotonic()
-
-    def _deny(self, stream: int, block: bytes, ended: bool) -> None:
-        self._transport.write(write_frame(Kind.HEADERS, _LAST, stream, block))
-        if not ended:
-            self._write_reset(stream, Fault.NO_ERROR)
-
-    def _ended(self, call: Call) -> None:
-        """The client has sent all of a call."""
-        call.ended = True
-        call.waits_since = None
-        self.inflow.release(call)
-        if call.assembler.held:
-            self._stop(call, Refused(Code.INTERNAL, "the call ends in the middle of a message"))
-        elif call.method.unary is None:
-            call.arrived()
-        elif len(call.received) == 1:
-            self._start(call)
-        else:
-            why = f"this method takes one message, {len(call.received)} came"
-            self._stop(call, Refused(Code.UNIMPLEMENTED, why))
-
-    def _start(self, call: Call) -> None:
-        call.task = self._server.loop.create_task(self._work(call))
-
-    async def _work(self, call: Call) -> None:
-        call.started = True
-        try:
-            if call.method.unary is not None:
-                message = call.take()
-                answer = await call.method.unary(message[1] if not message[0] else await call.plain(message), call)
-            elif call.method.stream is not None:
-                await call.method.stream(call)
-        except Refused as refused:
-            self._refuse(call, refused)
-        except asyncio.CancelledError:
-            self._refuse(call, call.late or Refused(Code.CANCELLED, "the call was given up"))
-        except Exception:
-            log.exception("a call failed")
-            self._refuse(call, Refused(Code.INTERNAL, FAILED))
-        else:
-            if call.gone:
-                self._forget(call)
-            elif call.method.unary is not None:
-                self.outflow.answer(call, answer)
-            else:
-                self._finish(call, TRAILERS_OK)
-
-    def _refuse(self, call: Call, refused: Refused) -> None:
-        """End a call with a status; its task is through."""
-        call.task = None
-        if call.gone:
-            self._forget(call)
-        elif call.head_sent:
-            self._finish(call, trailers(refused.code, refused.message, refused.metadata))
-        else:
-            call.head_sent = True
-            self._finish(call, refusal(refused))
-
-    def _finish(self, call: Call, block: bytes) -> None:
-        if call.head_sent or block is not TRAILERS_OK:
-            self.outflow.end(call, block)
-        else:  # a stream without one answer
-            call.head_sent = True
-            self.outflow.end(call, refusal(Refused(Code.OK, "")))
-
-    def _over(self, call: Call) -> None:
-        """The answer is out."""
-        if not call.ended and not call.gone:
-            self._write_reset(call.stream, Fault.NO_ERROR)
-        self._forget(call)
-
-    def _stop(self, call: Call, refused: Refused) -> None:
-        """End a call from the server's side, whatever is done for it now."""
-        if call.gone or call.late is not None or call.trailers is not None:
-            return
-        call.late = refused
-        self.inflow.release(call)
-        if call.task is not None:
-            call.task.cancel()
-        if call.task is None or not call.started:
-            self._refuse(call, refused)
-
-    def _abandon(self, call: Call, fault: Fault) -> None:
-        """End a call whose client broke a rule, without an answer."""
-        self._write_reset(call.stream, fault)
-        self._drop(call)
-
-    def _drop(self, call: Call) -> None:
-        """Nobody waits for a call's answer. While its task ends, it still counts as under way."""
-        if call.gone:
-            return
-        call.gone = True
-        self.outflow.forget(call)
-        self.inflow.release(call)
-        if call.task is not None:
-            call.task.cancel()
-        if call.task is None or not call.started or call.task.done():
-            self._forget(call)
-
-    def _forget(self, call: Call) -> None:
-        if self._calls.pop(call.stream, None) is None:
-            return
-        self._server.calls -= 1
-        self.inflow.release(call)
-        if self._draining and not self._calls:
-            self._close()
-
     # The end.
-
-    def _write_reset(self, stream: int, fault: Fault) -> None:
-        self._transport.write(write_number(Kind.RST_STREAM, stream, fault))
 
     def _farewell(self, fault: ConnectionFault) -> None:
         log.info("a client's connection is closed: %s", fault)
         self._transport.write(write_goaway(self._last, fault.fault, str(fault)))
         self._close()
+
+    def _idle(self) -> None:
+        """The last call is over."""
+        if self._draining:
+            self._close()
 
     def _close(self) -> None:
         if self._closed_since is None:

@@ -6,10 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from octavo.serving.rpc.hpack import Header
+from octavo.serving.rpc.frames import ConnectionFault, Fault
+from octavo.serving.rpc.hpack import CompressionFault, Decoder, Header, HeadersTooLarge
+from octavo.serving.rpc.limits import MAX_BLOCK, MAX_HEADERS
 from octavo.serving.rpc.messages import PACKINGS
 from octavo.serving.rpc.status import Code, Refused
 
+_KNOWN_HEADS = 64
 _PSEUDO = frozenset((b":method", b":path", b":scheme", b":authority"))
 _OF_HTTP1 = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
@@ -80,3 +83,38 @@ def read_head(headers: Sequence[Header]) -> Head:
     if found is None:
         return head._replace(refused=Refused(Code.INVALID_ARGUMENT, "'grpc-timeout' is no time"))
     return head._replace(packing=packing, timeout=int(found[1]) * _SECONDS[found[2]])
+
+
+class HeadReader:
+    """Reads the header blocks of one connection, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._decoder = Decoder()
+        self._known: dict[bytes, Head] = {}
+
+    def read(self, block: bytes) -> Head | None:
+        """What a header block says; None when it breaks HTTP/2's rules.
+
+        Equal blocks say the same until the table changes, and clients send nearly the same for every call.
+        """
+        known = self._known.get(block)
+        if known is not None:
+            return known
+        if len(block) > MAX_BLOCK:
+            raise ConnectionFault(Fault.ENHANCE_YOUR_CALM, "a header block without an end")
+        before = self._decoder.changes
+        head: Head | None = None
+        try:
+            head = read_head(self._decoder.decode(block, MAX_HEADERS))
+        except CompressionFault as fault:
+            raise ConnectionFault(Fault.COMPRESSION_ERROR, str(fault)) from None
+        except HeadersTooLarge:
+            why = f"the call's headers have over {MAX_HEADERS} bytes"
+            head = Head(b"", {}, refused=Refused(Code.RESOURCE_EXHAUSTED, why))
+        except Malformed:
+            pass
+        if self._decoder.changes != before:
+            self._known.clear()
+        elif head is not None and len(self._known) < _KNOWN_HEADS:
+            self._known[block] = head
+        return head

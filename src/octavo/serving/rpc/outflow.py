@@ -62,9 +62,7 @@ class Outflow:
             return
         self._window -= whole
         stream = call.stream
-        before = _before.pack(
-            _HEADERS_HEAD, END_HEADERS, stream, HEADERS, whole << 8 | Kind.DATA, 0, stream, 0, size
-        )
+        before = _before.pack(_HEADERS_HEAD, END_HEADERS, stream, HEADERS, whole << 8 | Kind.DATA, 0, stream, 0, size)
         self._transport.write(before + message + _after.pack(_TRAILERS_HEAD, _LAST, stream, TRAILERS_OK))
         self._over(call)
 
