@@ -220,6 +220,15 @@ def test_bytes_that_are_no_message_are_refused(live_server: Up, headers: dict[st
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
+def test_probes_are_answered(live_server: Up) -> None:
+    with grpc.insecure_channel(live_server.grpc) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert check(b"") == b"\x08\x01"  # SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            check(b"\x0a\x05other")
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
 def message(**more: Any) -> Any:
     given: dict[str, Any] = {
         "model_name": "m",

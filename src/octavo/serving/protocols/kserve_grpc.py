@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 import octavo
 from octavo.access import ANONYMOUS, Action, Principal, allowed, require
-from octavo.errors import Invalid, OctavoError, Unauthenticated, Unavailable
+from octavo.errors import Invalid, NotFound, OctavoError, Unauthenticated, Unavailable
 from octavo.serving.model_config import check_name, check_version
 from octavo.serving.protocols import inference_pb2 as pb
 from octavo.serving.protocols.exchange import parsed
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from octavo.serving.service import Serving
 
 SERVICE = "inference.GRPCInferenceService"
+HEALTH = "/grpc.health.v1.Health/Check"
 MAX_IN_STREAM = 64
 """Requests of one stream worked on at once; its client waits with the next."""
 
@@ -87,7 +88,9 @@ class InferenceCalls:
         methods = {name: Method(unary=_told(_on_message(*both))) for name, both in calls.items()}
         methods["ModelInfer"] = Method(unary=_told(self._infer))
         methods["ModelStreamInfer"] = Method(stream=self._stream)
-        return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
+        found = {f"/{SERVICE}/{name}": method for name, method in methods.items()}
+        # gRPC's own health check, for probes: its messages have the same form as these two.
+        return found | {HEALTH: Method(unary=_told(_on_message(self._health, pb.ModelRequest)))}
 
     async def _principal(self, call: Call) -> Principal:
         token = call.metadata.get("authorization", "")
@@ -108,6 +111,11 @@ class InferenceCalls:
         return pb.ServerLiveResponse(live=True)
 
     async def _ready(self, _message: Any, _call: Call) -> Any:
+        return pb.ServerReadyResponse(ready=True)
+
+    async def _health(self, message: Any, _call: Call) -> Any:
+        if message.name not in ("", SERVICE):
+            raise NotFound("no such service", message.name[:100], f"Leave it out, or name {SERVICE}.")
         return pb.ServerReadyResponse(ready=True)
 
     async def _server(self, _message: Any, call: Call) -> Any:

@@ -12,6 +12,7 @@ from octavo.serving.rpc.call import Call
 from octavo.serving.rpc.frames import END_HEADERS, END_STREAM, Fault, Kind, write_frame, write_number
 from octavo.serving.rpc.head import Head
 from octavo.serving.rpc.inflow import Inflow
+from octavo.serving.rpc.limits import Patience
 from octavo.serving.rpc.outflow import Outflow
 from octavo.serving.rpc.status import TRAILERS_OK, Code, Refused, http_refusal, refusal, trailers
 
@@ -30,6 +31,7 @@ class Calls:
     Args:
         server: whose methods are called.
         transport: of the connection.
+        patience: with the client.
         emptied: told when the last call is over.
 
     Attributes:
@@ -37,13 +39,15 @@ class Calls:
             taken back at once never make more work than the limit of streams allows.
     """
 
-    def __init__(self, server: GrpcServer, transport: asyncio.Transport, emptied: Callable[[], None]) -> None:
+    def __init__(
+        self, server: GrpcServer, transport: asyncio.Transport, patience: Patience, emptied: Callable[[], None]
+    ) -> None:
         self._server = server
         self._transport = transport
         self._emptied = emptied
         self.open: dict[int, Call] = {}
         self.inflow = Inflow(transport, self.open)
-        self.outflow = Outflow(transport, self._over)
+        self.outflow = Outflow(transport, patience, self._over)
 
     def begin(self, stream: int, head: Head, ends: bool) -> None:
         method = self._server.methods.get(head.path)

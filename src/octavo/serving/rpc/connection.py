@@ -101,7 +101,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say what is taken."""
         self._transport = cast(asyncio.Transport, transport)
-        self._calls = Calls(self._server, self._transport, self._idle)
+        self._calls = Calls(self._server, self._transport, self._patience, self._idle)
         self._server.connections.add(self)
         self._transport.write(_GREETING)
         if len(self._server.connections) > self._server.limits.connections:
@@ -150,9 +150,9 @@ class Connection(asyncio.Protocol):
     # The server's side.
 
     @property
-    def busy(self) -> bool:
-        """Whether calls are under way."""
-        return bool(self._calls.open)
+    def calls(self) -> tuple[Call, ...]:
+        """Those that are under way."""
+        return tuple(self._calls.open.values())
 
     def drain(self) -> None:
         """Take no more calls; close when those under way are answered."""

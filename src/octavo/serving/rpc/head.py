@@ -12,7 +12,8 @@ from octavo.serving.rpc.limits import MAX_BLOCK, MAX_HEADERS
 from octavo.serving.rpc.messages import PACKINGS
 from octavo.serving.rpc.status import Code, Refused
 
-_KNOWN_HEADS = 64
+_KNOWN_HEADS = 16
+_SHORT_BLOCK = 512  # bytes; clients that repeat themselves send less
 _PSEUDO = frozenset((b":method", b":path", b":scheme", b":authority"))
 _OF_HTTP1 = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
@@ -115,6 +116,8 @@ class HeadReader:
             pass
         if self._decoder.changes != before:
             self._known.clear()
-        elif head is not None and len(self._known) < _KNOWN_HEADS:
+        elif head is not None and len(block) <= _SHORT_BLOCK:
+            if len(self._known) >= _KNOWN_HEADS:
+                self._known.clear()
             self._known[block] = head
         return head

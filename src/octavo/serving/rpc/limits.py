@@ -56,7 +56,7 @@ class Patience:
     """How much of a connection's traffic was of no use: floods of pings, settings, empty frames or calls taken back.
 
     Each costs a little and is forgiven with time. What real clients do for each call (a window update, a ping that
-    measures the line) is paid for by that call.
+    measures the line) is paid for by that call, and by the bytes of its answer.
     """
 
     __slots__ = ("_frames", "_resets")
@@ -78,6 +78,10 @@ class Patience:
     def call(self) -> None:
         """A call, or a message of one: it pays for some frames around it."""
         self._frames = max(0.0, self._frames - 8)
+
+    def sent(self, size: int) -> None:
+        """Bytes of an answer went out: they pay for the window updates they cause."""
+        self._frames = max(0.0, self._frames - size / 2048)
 
     def second(self) -> None:
         """A second has passed."""

@@ -19,6 +19,7 @@ from octavo.serving.rpc.frames import (
     Setting,
     write_frame,
 )
+from octavo.serving.rpc.limits import Patience
 from octavo.serving.rpc.messages import PREFIX
 from octavo.serving.rpc.status import HEADERS, TRAILERS_OK
 
@@ -36,6 +37,7 @@ class Outflow:
 
     Args:
         transport: answers go there.
+        patience: a client that reads much may say so often.
         over: told when a call's answer is out, to the last byte.
 
     Attributes:
@@ -43,8 +45,9 @@ class Outflow:
         paused_since: when the transport said that its client does not read; None while it does.
     """
 
-    def __init__(self, transport: asyncio.Transport, over: Callable[[Call], None]) -> None:
+    def __init__(self, transport: asyncio.Transport, patience: Patience, over: Callable[[Call], None]) -> None:
         self._transport = transport
+        self._patience = patience
         self._over = over
         self._window = FIRST_WINDOW
         self._largest = 2**14  # bytes of a frame
@@ -154,6 +157,7 @@ class Outflow:
             call.unsent -= len(piece)
             call.stalled_since = time.monotonic()
             self._transport.write(write_frame(Kind.DATA, 0, call.stream, bytes(piece)))
+            self._patience.sent(len(piece))
             call.drained()
         if not call.outgoing:
             del self._blocked[call.stream]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 from octavo.serving.rpc.call import Method
 from octavo.serving.rpc.connection import Connection
 from octavo.serving.rpc.limits import Limits
+
+log = logging.getLogger("octavo.serving.grpc")
 
 _BACKLOG = 2048
 _LAST_WORDS = 1.0  # seconds for the answers of calls that were stopped
@@ -54,18 +57,19 @@ class GrpcServer:
             self._server.close()
         for connection in list(self.connections):
             connection.drain()
-        await self._until_idle(grace)
+        await self._until_closed(grace)
         for connection in list(self.connections):
             connection.stop()
-        await self._until_idle(_LAST_WORDS)
+        await self._until_closed(_LAST_WORDS)
         for connection in list(self.connections):
             connection.abort()
         if self._sweeper is not None:
             self._sweeper.cancel()
 
-    async def _until_idle(self, seconds: float) -> None:
+    async def _until_closed(self, seconds: float) -> None:
+        """Connections close when their last call is answered and the answer is sent."""
         deadline = time.monotonic() + seconds
-        while any(connection.busy for connection in self.connections) and time.monotonic() < deadline:
+        while self.connections and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
     async def _sweep(self) -> None:
@@ -73,4 +77,8 @@ class GrpcServer:
             await asyncio.sleep(1.0)
             now = time.monotonic()
             for connection in list(self.connections):
-                connection.sweep(now)
+                try:
+                    connection.sweep(now)
+                except Exception:  # one connection's trouble must not end the limits of the others
+                    log.exception("a connection could not be looked after")
+                    connection.abort()
