@@ -116,6 +116,12 @@ def test_who_asks_is_checked(client: triton.InferenceServerClient) -> None:
             client.get_server_metadata(headers=headers)
 
 
+def test_nobody_sends_a_large_message(client: triton.InferenceServerClient) -> None:
+    for headers in (None, {"authorization": "Bearer wrong"}):
+        with pytest.raises(InferenceServerException, match="UNAUTHENTICATED"):
+            client.infer("double", [tensor("x", np.zeros((1, 2**20), np.float32), "FP32")], headers=headers)
+
+
 def test_shared_memory_is_refused(client: triton.InferenceServerClient, headers: dict[str, str]) -> None:
     with pytest.raises(InferenceServerException, match="shared memory regions are not taken"):
         client.register_system_shared_memory("region", "/key", 64, headers=headers)

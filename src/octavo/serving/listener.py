@@ -46,7 +46,8 @@ class GrpcListener:
 
         web = settings.web
         limits = Limits(web.max_body, web.max_connections, web.max_connections, web.body_timeout)
-        server = GrpcServer(InferenceCalls(service, authenticate).methods(), limits)
+        calls = InferenceCalls(service, authenticate)
+        server = GrpcServer(calls.methods(), limits, calls.admit)
         free = web.port == 0 and wanted < 0
         port = 0 if free else (http_port + 1 if wanted < 0 else wanted)
         try:

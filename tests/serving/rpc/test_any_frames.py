@@ -11,7 +11,7 @@ from octavo.serving.rpc.connection import Connection
 from octavo.serving.rpc.frames import END_HEADERS, END_STREAM, PREFACE, Kind, read_frames, write_frame, write_settings
 from octavo.serving.rpc.server import GrpcServer
 
-from .wire import LIMITS, Echo, headers, message
+from .wire import LIMITS, Echo, admit, headers, message
 
 STREAM = st.sampled_from([0, 1, 1, 3, 3, 5, 2, 7])
 FLAGS = st.sampled_from([0, END_STREAM, END_HEADERS, END_HEADERS | END_STREAM, 0x8, 0x20, 0xFF])
@@ -57,7 +57,7 @@ async def converse(pieces: list[bytes]) -> None:
     problems: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
     echo = Echo()
-    server = GrpcServer(echo.methods(), LIMITS)
+    server = GrpcServer(echo.methods(), LIMITS, admit)
     connection, wire = Connection(server), Wire()
     connection.connection_made(wire)
     connection.data_received(PREFACE + write_settings({}))

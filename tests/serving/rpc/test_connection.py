@@ -220,13 +220,25 @@ async def test_few_large_messages_may_come_at_a_time() -> None:
                 write_frame(Kind.HEADERS, END_HEADERS, stream, headers()),
                 write_frame(Kind.DATA, 0, stream, raw[:FIRST_WINDOW]),
             )
-        assert await client.lives()
+        await client.until(Kind.WINDOW_UPDATE, streams[limits.LARGE_AT_ONCE - 1])
         allowed = [call.stream for one in server.connections for call in one.calls if call.slot]
         assert allowed == list(streams)[: limits.LARGE_AT_ONCE]
         client.write(write_number(Kind.RST_STREAM, 3, Fault.CANCEL))
         assert (await client.until(Kind.WINDOW_UPDATE, streams[limits.LARGE_AT_ONCE]))[3] == (
             len(raw) - FIRST_WINDOW
         ).to_bytes(4, "big")
+
+
+async def test_nobody_sends_a_large_message() -> None:
+    async with serving(Echo()) as (server, port), connected(port) as client:
+        raw = message(bytes(2**20))[:FIRST_WINDOW]
+        for stream, more in ((1, {"x_nobody": b"1"}), (3, {})):
+            client.write(write_frame(Kind.HEADERS, END_HEADERS, stream, headers(**more)))
+            client.write(write_frame(Kind.DATA, 0, stream, raw))
+        assert (await client.answer(1))[1][b"grpc-status"] == b"16"
+        assert [call.stream for one in server.connections for call in one.calls] == [3]
+        client.call(5, b"small", x_nobody=b"1")
+        assert (await client.answer(5))[0] == message(b"small")
 
 
 async def test_who_sends_more_than_allowed_is_cut_off() -> None:

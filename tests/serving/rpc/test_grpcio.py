@@ -11,7 +11,7 @@ import pytest
 from octavo.serving.rpc import GrpcServer
 from octavo.serving.rpc.limits import MAX_STREAMS
 
-from .wire import LIMITS, PATH, Echo, serving
+from .wire import LIMITS, PATH, Echo, admit, serving
 
 LARGE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -100,13 +100,13 @@ async def test_streams_both_ways() -> None:
 
 async def test_a_client_follows_a_server_that_starts_anew() -> None:
     echo = Echo()
-    first = GrpcServer(echo.methods(), LIMITS)
+    first = GrpcServer(echo.methods(), LIMITS, admit)
     port = await first.start("127.0.0.1", 0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         say = channel.unary_unary(named("Say"))
         assert await say(b"one") == b"one"
         await first.close(5.0)
-        second = GrpcServer(echo.methods(), LIMITS)
+        second = GrpcServer(echo.methods(), LIMITS, admit)
         await second.start("127.0.0.1", port)
         assert await say(b"two", wait_for_ready=True) == b"two"
         await second.close(5.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from octavo.serving.rpc import Call, Code, GrpcServer, Limits, Method, Refused
@@ -79,9 +79,14 @@ class Echo:
                 self.asked += 1
 
 
+async def admit(metadata: Mapping[str, str]) -> None:
+    if "x-nobody" in metadata:
+        raise Refused(Code.UNAUTHENTICATED, "sign in first")
+
+
 @asynccontextmanager
 async def serving(echo: Echo, limits: Limits = LIMITS) -> AsyncIterator[tuple[GrpcServer, int]]:
-    server = GrpcServer(echo.methods(), limits)
+    server = GrpcServer(echo.methods(), limits, admit)
     port = await server.start("127.0.0.1", 0)
     try:
         yield server, port

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import ParseDict
@@ -92,9 +92,17 @@ class InferenceCalls:
         # gRPC's own health check, for probes: its messages have the same form as these two.
         return found | {HEALTH: Method(unary=_told(_on_message(self._health, pb.ModelRequest)))}
 
-    async def _principal(self, call: Call) -> Principal:
-        token = call.metadata.get("authorization", "")
-        token = token[7:].strip() if token[:7].lower() == "bearer " else call.metadata.get("x-api-key", "")
+    async def admit(self, metadata: Mapping[str, str]) -> None:
+        """Refuse large messages from nobody in particular, before they come."""
+        try:
+            if (await self._principal(metadata)) is ANONYMOUS:
+                raise Unauthenticated("sign in first", "", "Send a token as metadata `authorization: Bearer ...`.")
+        except OctavoError as error:
+            raise _refused(error) from None
+
+    async def _principal(self, metadata: Mapping[str, str]) -> Principal:
+        token = metadata.get("authorization", "")
+        token = token[7:].strip() if token[:7].lower() == "bearer " else metadata.get("x-api-key", "")
         if not token:
             return ANONYMOUS
         found = await self._authenticate(token)
@@ -103,7 +111,7 @@ class InferenceCalls:
         return found
 
     async def _may(self, call: Call, action: Action, model: str) -> Principal:
-        principal = await self._principal(call)
+        principal = await self._principal(call.metadata)
         require(principal, action, f"models/{check_name(model)}")
         return principal
 
@@ -119,7 +127,7 @@ class InferenceCalls:
         return pb.ServerReadyResponse(ready=True)
 
     async def _server(self, _message: Any, call: Call) -> Any:
-        if (await self._principal(call)) is ANONYMOUS:
+        if (await self._principal(call.metadata)) is ANONYMOUS:
             raise Unauthenticated("sign in first", "", "Send a token as metadata `authorization: Bearer ...`.")
         return pb.ServerMetadataResponse(name="octavo", version=octavo.__version__, extensions=EXTENSIONS)
 
@@ -152,14 +160,14 @@ class InferenceCalls:
             await self._may(call, "view", message.name)
             rows = self._service.statistics(message.name, check_version(message.version))
         else:
-            principal = await self._principal(call)
+            principal = await self._principal(call.metadata)
             if principal is ANONYMOUS:
                 require(principal, "view", "models/*")
             rows = [one for one in self._service.statistics() if allowed(principal, "view", f"models/{one.name}")]
         return ParseDict({"model_stats": [statistics_row(one) for one in rows]}, pb.ModelStatisticsResponse())
 
     async def _infer(self, raw: bytes, call: Call) -> bytes:
-        principal = await self._principal(call)
+        principal = await self._principal(call.metadata)
         message = await parsed(raw, _message, pb.ModelInferRequest)
         require(principal, "infer", f"models/{check_name(message.model_name)}")
         inference = parse_message(message, call.seconds_left(), principal.name)
@@ -168,7 +176,7 @@ class InferenceCalls:
     async def _stream(self, call: Call) -> None:
         """Answers in the order of the requests, several worked on at once; one that fails does not end the stream."""
         try:
-            principal = await self._principal(call)
+            principal = await self._principal(call.metadata)
         except OctavoError as error:
             raise _refused(error) from None
         waiting: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
@@ -215,7 +223,7 @@ class InferenceCalls:
         return _bytes(pb.ModelStreamInferResponse(infer_response=answer))
 
     async def _index(self, message: Any, call: Call) -> Any:
-        principal = await self._principal(call)
+        principal = await self._principal(call.metadata)
         if principal is ANONYMOUS:
             require(principal, "view", "models/*")
         row = pb.RepositoryIndexResponse.ModelIndex

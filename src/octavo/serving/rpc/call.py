@@ -47,32 +47,9 @@ class Call:
     """
 
     __slots__ = (
-        "_arrival",
-        "_drained",
-        "_inflow",
-        "_most",
-        "_outflow",
-        "assembler",
-        "deadline",
-        "ended",
-        "gone",
-        "head_sent",
-        "late",
-        "metadata",
-        "method",
-        "outgoing",
-        "packing",
-        "queued",
-        "received",
-        "send_window",
-        "slot",
-        "stalled_since",
-        "started",
-        "stream",
-        "task",
-        "trailers",
-        "unsent",
-        "waits_since",
+        "_arrival", "_drained", "_inflow", "_most", "_outflow", "admission", "admitted", "assembler", "deadline",
+        "ended", "gone", "head_sent", "late", "metadata", "method", "outgoing", "packing", "queued", "received",
+        "send_window", "slot", "stalled_since", "started", "stream", "task", "trailers", "unsent", "waits_since",
         "window",
     )  # fmt: skip
 
@@ -91,6 +68,8 @@ class Call:
         self.queued = 0  # bytes of them
         self.ended = False  # the client has sent all
         self.window = FIRST_WINDOW  # bytes it may still send
+        self.admission: asyncio.Task[None] | None = None  # looks whether it may send much
+        self.admitted = False
         self.slot = False  # it may send a message larger than a window
         self.waits_since: float | None = None  # for the rest of a message
         self._arrival: asyncio.Future[None] | None = None

@@ -46,7 +46,7 @@ class Calls:
         self._transport = transport
         self._emptied = emptied
         self.open: dict[int, Call] = {}
-        self.inflow = Inflow(transport, self.open)
+        self.inflow = Inflow(transport, self.open, self._admitted)
         self.outflow = Outflow(transport, patience, self._over)
 
     def begin(self, stream: int, head: Head, ends: bool) -> None:
@@ -90,6 +90,25 @@ class Calls:
         else:
             why = f"this method takes one message, {len(call.received)} came"
             self.stop(call, Refused(Code.UNIMPLEMENTED, why))
+
+    def _admitted(self, call: Call) -> bool:
+        """Whether a call may send a large message; who asks is looked at when that is first asked."""
+        if call.admission is None:
+            call.admission = self._server.loop.create_task(self._admit(call))
+        return call.admitted
+
+    async def _admit(self, call: Call) -> None:
+        try:
+            await self._server.admit(call.metadata)
+        except Refused as refused:
+            self.stop(call, refused)
+        except Exception:
+            log.exception("a call failed")
+            self.stop(call, Refused(Code.INTERNAL, FAILED))
+        else:
+            call.admitted = True
+            if self.open.get(call.stream) is call and not (call.gone or call.late):
+                self.inflow.allow(call)
 
     def _start(self, call: Call) -> None:
         call.task = self._server.loop.create_task(self._work(call))

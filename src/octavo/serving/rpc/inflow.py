@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from octavo.serving.rpc.call import Call
 from octavo.serving.rpc.frames import FIRST_WINDOW, ConnectionFault, Fault, Kind, write_number
@@ -24,11 +24,15 @@ class Inflow:
     Args:
         transport: window updates go there.
         calls: the connection's, by stream.
+        admitted: whether a call may send much; when that is not known yet, `allow` is called again once it is.
     """
 
-    def __init__(self, transport: asyncio.Transport, calls: Mapping[int, Call]) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, calls: Mapping[int, Call], admitted: Callable[[Call], bool]
+    ) -> None:
         self._transport = transport
         self._calls = calls
+        self._admitted = admitted
         self._window = CONNECTION_WINDOW
         self._slots = 0
 
@@ -52,7 +56,7 @@ class Inflow:
         if call.slot and not missing:
             self.release(call)
         elif missing > max(call.window, room):
-            if not call.slot and not call.queued and self._slots < LARGE_AT_ONCE:
+            if not call.slot and not call.queued and self._slots < LARGE_AT_ONCE and self._admitted(call):
                 call.slot = True
                 self._slots += 1
                 call.waits_since = time.monotonic()

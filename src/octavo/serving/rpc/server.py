@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from octavo.serving.rpc.call import Method
 from octavo.serving.rpc.connection import Connection
@@ -18,21 +18,27 @@ _BACKLOG = 2048
 _LAST_WORDS = 1.0  # seconds for the answers of calls that were stopped
 
 
+Admit = Callable[[Mapping[str, str]], Awaitable[None]]
+
+
 class GrpcServer:
     """A server on the running event loop.
 
     Args:
         methods: by path, `/package.Service/Method`.
         limits: what clients may take.
+        admit: given a call's metadata, raises `Refused` for who may not send much. Asked before a message is taken that
+            is larger than a window; the methods themselves look at who asks once they have the message.
 
     Attributes:
         connections: that are open.
         calls: how many are under way.
     """
 
-    def __init__(self, methods: Mapping[str, Method], limits: Limits) -> None:
+    def __init__(self, methods: Mapping[str, Method], limits: Limits, admit: Admit) -> None:
         self.methods = {path.encode(): method for path, method in methods.items()}
         self.limits = limits
+        self.admit = admit
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.calls = 0
@@ -45,9 +51,16 @@ class GrpcServer:
         Raises:
             OSError: the address cannot be had.
         """
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-        self._server = await self.loop.create_server(lambda: Connection(self), sock=listener, backlog=_BACKLOG)
+        found = await self.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            self._server = await self.loop.create_server(lambda: Connection(self), sock=listener, backlog=_BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
         self._sweeper = asyncio.create_task(self._sweep())
         return int(listener.getsockname()[1])
 
