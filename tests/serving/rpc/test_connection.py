@@ -435,6 +435,17 @@ async def test_calls_taken_back_at_once_end_the_connection() -> None:
         assert server.calls == 0
 
 
+async def test_calls_taken_back_among_answered_ones_are_no_flood() -> None:
+    async with serving(Echo()) as (_, port), connected(port) as client:
+        for stream in range(1, 6001, 4):
+            client.call(stream, method=b"Wait")
+            client.write(write_number(Kind.RST_STREAM, stream, Fault.CANCEL))
+            client.call(stream + 2)
+            if stream % 128 == 125:
+                await client.answer(stream + 2)
+        assert await client.lives()
+
+
 async def test_what_real_calls_need_is_no_flood() -> None:
     async with serving(Echo()) as (_, port), connected(port) as client:
         for stream in range(1, 8001, 2):

@@ -44,12 +44,14 @@ class Calls:
     ) -> None:
         self._server = server
         self._transport = transport
+        self._patience = patience
         self._emptied = emptied
         self.open: dict[int, Call] = {}
         self.inflow = Inflow(transport, self.open, self._admitted)
         self.outflow = Outflow(transport, patience, self._over)
 
     def begin(self, stream: int, head: Head, ends: bool) -> None:
+        """Take a call, or say why not; `ends` when its client has sent all with the headers."""
         method = self._server.methods.get(head.path)
         if head.http_status != 200:
             self._deny(stream, http_refusal(head.http_status), ends)
@@ -156,6 +158,7 @@ class Calls:
 
     def _over(self, call: Call) -> None:
         """The answer is out."""
+        self._patience.answered()
         if not call.ended and not call.gone:
             self.reset(call.stream, Fault.NO_ERROR)
         self._forget(call)

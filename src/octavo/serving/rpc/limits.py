@@ -26,13 +26,13 @@ PREFACE_SECONDS = 15.0
 """For the first frames of a connection, and for the rest of a header block."""
 
 IDLE_SECONDS = 60.0
-"""Without a sign of life a client is asked for one, if the connection has calls or not."""
+"""Without a sign of life; then a client is asked for one, whether it has calls or not."""
 
 PONG_SECONDS = 20.0
 """For that sign."""
 
 _MOST_IDLE_FRAMES = 2000.0
-_MOST_RESETS = 500.0
+_MOST_RESETS = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,10 @@ class Patience:
         """A call, or a message of one: it pays for some frames around it."""
         self._frames = max(0.0, self._frames - 8)
 
+    def answered(self) -> None:
+        """A call was answered: another may be taken back, as clients do whose deadlines are short."""
+        self._resets = max(0.0, self._resets - 1)
+
     def sent(self, size: int) -> None:
         """Bytes of an answer went out: they pay for the window updates they cause."""
         self._frames = max(0.0, self._frames - size / 2048)
@@ -86,4 +90,4 @@ class Patience:
     def second(self) -> None:
         """A second has passed."""
         self._frames = max(0.0, self._frames - _MOST_IDLE_FRAMES / 20)
-        self._resets = max(0.0, self._resets - _MOST_RESETS / 10)
+        self._resets = max(0.0, self._resets - _MOST_RESETS / 20)

@@ -10,7 +10,7 @@ from octavo.serving.rpc.hpack import literal
 
 _MAX_MESSAGE = 4096  # bytes; clients limit what headers they take
 _SAFE = bytes(code for code in range(0x20, 0x7F) if code != 0x25)
-_CONTENT_TYPE = literal(b"content-type", b"application/grpc")
+_KIND = b"application/grpc"
 _ACCEPT = literal(b"grpc-accept-encoding", b"identity,deflate,gzip")
 
 
@@ -52,8 +52,8 @@ class Refused(Exception):
         self.metadata = metadata
 
 
-HEADERS = b"\x88" + _CONTENT_TYPE + _ACCEPT
-"""Block before the first message of an answer: status 200 and what it is."""
+HEADERS = b"\x88\x0f\x10" + bytes((len(_KIND),)) + _KIND
+"""Block before the first message of an answer: `:status: 200` and `content-type`, both named by their index."""
 
 TRAILERS_OK = literal(b"grpc-status", b"0")
 """Block after the last message when all went well."""
@@ -72,7 +72,7 @@ def trailers(code: Code, message: str = "", metadata: Sequence[tuple[str, str]] 
 
 def refusal(refused: Refused) -> bytes:
     """Block of an answer that has no message: headers and trailers in one."""
-    return HEADERS + trailers(refused.code, refused.message, refused.metadata)
+    return HEADERS + _ACCEPT + trailers(refused.code, refused.message, refused.metadata)
 
 
 def http_refusal(status: int) -> bytes:
