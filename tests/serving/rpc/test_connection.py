@@ -260,7 +260,9 @@ async def test_a_stream_sends_no_faster_than_it_is_worked_on() -> None:
         assert await client.lives()
         await until(lambda: echo.taken)
         (call,) = (call for one in server.connections for call in one.calls)
-        assert call.window + call.queued + call.assembler.held <= FIRST_WINDOW
+        waiting = sum(len(raw) + 5 for _, raw in call.received)
+        assert waiting == 9 * 6005
+        assert call.window + waiting <= FIRST_WINDOW
         echo.gate.set()
         await client.until(Kind.WINDOW_UPDATE, 1)
         await until(lambda: echo.taken == 10)
@@ -322,6 +324,18 @@ async def test_who_gives_up_is_not_worked_for() -> None:
         await until(lambda: echo.given_up == 3)
         assert server.calls == 0
         assert not server.connections
+
+
+async def test_an_answer_that_is_given_up_is_not_sent() -> None:
+    async with serving(Echo()) as (server, port), connected(port, {Setting.INITIAL_WINDOW_SIZE: 10}) as client:
+        client.call(1, b"100", b"Large")
+        assert len((await client.until(Kind.DATA, 1))[3]) == 10
+        client.write(write_number(Kind.RST_STREAM, 1, Fault.CANCEL))
+        client.write(write_settings({Setting.INITIAL_WINDOW_SIZE: 2**16}))
+        client.call(3)
+        while (frame := await client.next()) is not None and frame[2] != 3:
+            assert frame[2] == 0
+        assert server.calls == 0
 
 
 async def test_a_deadline_ends_a_call() -> None:
