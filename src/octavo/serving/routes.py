@@ -21,6 +21,7 @@ from octavo.serving.protocols import (
 from octavo.serving.protocols.exchange import Door, Endpoint, Operation, Protocol
 
 if TYPE_CHECKING:
+    from octavo.jobs import Jobs
     from octavo.serving.service import Serving
     from octavo.settings import Settings
 
@@ -37,9 +38,9 @@ PROTOCOLS: tuple[Protocol, ...] = (
 """Another protocol over HTTP is one more line here."""
 
 
-def routes(service: Serving, settings: Settings) -> list[BaseRoute]:
+def routes(service: Serving, settings: Settings, jobs: Jobs | None = None) -> list[BaseRoute]:
     """Bare routes, those that answer requests first; each reads `octavo.access.Principal` at `state.principal`."""
-    door = Door(service, settings)
+    door = Door(service, settings, jobs)
     return [
         (_BesidePage if operation.page else Route)(
             operation.path, Endpoint(door, protocol, operation), methods=[operation.method]
