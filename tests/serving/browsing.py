@@ -22,17 +22,17 @@ def window(browser: Any, server: Up, path: str, form: tuple[int, str] = WIDE, to
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
     page.set_default_timeout(15_000)
+    page.goto(f"{server.url}/login?token={token or server.token}")
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda note: problems.append(note.text) if note.type in ("error", "warning") else None)
-    page.goto(f"{server.url}/login?token={token or server.token}")
     page.goto(server.url + path)
     page.wait_for_selector("main h1")
     yield page
     over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     context.close()
     assert over == 0
-    assert problems == []
+    assert not problems, problems
 
 
 def guest(server: Up, name: str, role: str, pattern: str) -> str:

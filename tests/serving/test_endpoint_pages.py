@@ -157,6 +157,6 @@ def test_who_may_only_look_sees_no_buttons_and_only_their_own(
         with window(browser, server, path, token=token) as page:
             card(page, "mine").wait_for()
             assert card(page, "theirs").count() == 0
-            assert page.locator("main button:visible").all_inner_texts() == []
+            assert page.locator(".o-page button:visible").all_inner_texts() == []
     client.remove_endpoint("mine")
     client.remove_endpoint("theirs")
