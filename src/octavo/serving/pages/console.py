@@ -22,6 +22,12 @@ Frame = Callable[[str], AbstractContextManager[Principal]]
 
 REFRESH_SECONDS = 2.0
 
+_INK = "#8b93a1"
+AXIS = {"color": _INK}
+GRID_LINE = {"lineStyle": {"color": "#8883"}}
+LEGEND = {"right": 8, "top": 0, "icon": "roundRect", "itemWidth": 10, "itemHeight": 10, "textStyle": {"color": _INK}}
+"""Parts of a chart's options; their colours do in both themes."""
+
 _NUMBER = ' class="o-number"'
 _WRONG = 0.01
 """The share of failures from which on they are marked."""

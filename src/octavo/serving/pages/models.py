@@ -12,7 +12,7 @@ from nicegui import events, ui
 from octavo.access import Principal, allowed, require
 from octavo.errors import Invalid, OctavoError
 from octavo.serving.inference import InferRequest
-from octavo.serving.pages.console import REFRESH_SECONDS, Console, alert, figures
+from octavo.serving.pages.console import AXIS, GRID_LINE, LEGEND, REFRESH_SECONDS, Console, alert, figures
 from octavo.serving.question import read_tensors, text_tensors
 from octavo.serving.statistics import ModelStatistics, percentile
 from octavo.serving.tensors import Tensors
@@ -260,19 +260,18 @@ def _chart_options() -> dict[str, Any]:
     def line(name: str, colour: str) -> dict[str, Any]:
         return {"name": name, "type": "line", "showSymbol": False, "data": [], "color": colour}
 
-    ink, thin = {"color": "#8b93a1"}, {"color": "#8883"}
     return {
         "grid": {"left": 48, "right": 16, "top": 32, "bottom": 24},
-        "legend": {"right": 8, "top": 0, "icon": "roundRect", "itemWidth": 10, "itemHeight": 10, "textStyle": ink},
+        "legend": LEGEND,
         "tooltip": {"trigger": "axis"},
         "animation": False,
-        "xAxis": {"type": "category", "data": [], "axisLabel": ink, "axisTick": {"show": False}, "boundaryGap": False},
+        "xAxis": {"type": "category", "data": [], "axisLabel": AXIS, "axisTick": {"show": False}, "boundaryGap": False},
         "yAxis": {
             "type": "value",
             "name": "ms",
-            "axisLabel": ink,
-            "nameTextStyle": ink,
-            "splitLine": {"lineStyle": thin},
+            "axisLabel": AXIS,
+            "nameTextStyle": AXIS,
+            "splitLine": GRID_LINE,
         },
         "series": [line("p50", "#5b7fe0"), line("p99", "#c87f32")],
     }
