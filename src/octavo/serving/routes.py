@@ -17,6 +17,7 @@ from octavo.serving.protocols import (
     openai,
     sagemaker_container,
     sagemaker_runtime,
+    tenant_api,
 )
 from octavo.serving.protocols.exchange import Door, Endpoint, Operation, Protocol
 
@@ -32,6 +33,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
     endpoint_api.PROTOCOL,
     cost_api.PROTOCOL,
     deployment_api.PROTOCOL,
+    tenant_api.PROTOCOL,
     sagemaker_runtime.PROTOCOL,
     sagemaker_container.PROTOCOL,
 )

@@ -47,8 +47,9 @@ def texts(*given: str) -> dict[str, Any]:
     return {"text": np.array([[text.encode()] for text in given], dtype=object)}
 
 
-def quiet(_: str) -> None:
-    pass
+def quiet(done: float, text: str) -> None:
+    assert 0 <= done <= 1
+    assert text
 
 
 async def test_tenants_share_a_base_and_each_has_its_own_categories(
