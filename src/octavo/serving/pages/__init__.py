@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from octavo.serving.pages import costs, endpoints, models, rollouts, tenants
+from octavo.serving.pages import autoscaling, costs, endpoints, models, rollouts, tenants
 from octavo.serving.pages.console import Console, Frame
 
 if TYPE_CHECKING:
@@ -16,5 +16,5 @@ if TYPE_CHECKING:
 def register(service: Serving, frame: Frame, settings: Settings, jobs: Jobs | None = None) -> None:
     """Declare the pages; without `jobs` nothing can be trained from them."""
     console = Console(service, frame, settings, jobs)
-    for page in (models, endpoints, rollouts, tenants, costs):
+    for page in (models, endpoints, rollouts, tenants, autoscaling, costs):
         page.register(console)
