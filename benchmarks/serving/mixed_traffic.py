@@ -417,8 +417,8 @@ def _report(report: Report, told: list[Told], changes: Changes, counters: dict[s
     for one in told:
         report.notes += one.problems[:5]
     report.notes += changes.problems[:10]
-    report.bar("wrong answers", "0", f"{wrong} of {answers:,}", wrong == 0)
-    report.bar("failed requests, but those refused by limit", "0", f"{failed} of {answers:,}", failed == 0)
+    report.bar("all clients while everything changes: wrong answers", "0", f"{wrong} of {answers:,}", wrong == 0)
+    report.bar("the same: failed requests, but those refused by limit", "0", f"{failed} of {answers:,}", failed == 0)
 
 
 def main() -> None:

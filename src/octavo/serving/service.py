@@ -46,7 +46,7 @@ from octavo.serving.snapshots import ModelStatus, ResidencySnapshot, ResidentMod
 from octavo.serving.statistics import ModelStatistics
 from octavo.serving.tenants.backend import BACKEND as TENANT
 from octavo.serving.tenants.backend import TenantBackend, embedding_request
-from octavo.serving.tensors import Tensors
+from octavo.serving.tensors import Tensors, TensorSpec
 from octavo.serving.traffic import Traffic
 from octavo.serving.turnover import Turnover
 from octavo.settings import Settings
@@ -248,20 +248,28 @@ class Serving:
             return replace(await self._metadata(*behind), name=name)
         return await self._metadata(name, version)
 
+    async def inputs(self, name: str) -> tuple[TensorSpec, ...]:
+        """What a model, or the model behind an endpoint, takes; loads it as `metadata` does, and reads no more."""
+        behind = self._behind(name, "") or (name, "")
+        return (await self._tensors(await self._catalogue.resolve(*behind)))[0]
+
     async def _metadata(self, name: str, version: str) -> ModelMetadata:
         found = await self._catalogue.resolve(name, version)
         known = await asyncio.to_thread(self.repository.availability, name)
         versions = tuple(number for number, reason in known.items() if not reason)
+        platform = "ensemble" if found.config.ensemble else found.config.platform or found.config.backend
+        return ModelMetadata(name, versions, platform, *await self._tensors(found))
+
+    async def _tensors(self, found: ModelVersion) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs."""
         if found.config.ensemble:
-            return ModelMetadata(name, versions, "ensemble", *ensemble_tensors(found.config))
+            return ensemble_tensors(found.config)
         deadline = time.monotonic() + self._settings.load_timeout
         await self._turnover.leave_if_changed(found)
         resident = await self._residency.lease(found, deadline)
         try:
             task = _model(resident).task
-            return ModelMetadata(
-                name, versions, found.config.platform or found.config.backend, task.inputs, task.outputs
-            )
+            return task.inputs, task.outputs
         finally:
             self._residency.release(resident)
 
