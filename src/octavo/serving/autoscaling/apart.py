@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 from octavo.jobs.executor import ProcessExecutor
+from octavo.jobs.step_process import Task
 from octavo.serving.autoscaling.fleet import InstanceType
 from octavo.serving.autoscaling.policy import ScalingPolicy
 from octavo.serving.autoscaling.simulator import Simulation, simulate
@@ -24,7 +25,7 @@ async def simulate_apart(trace: Trace, policy: ScalingPolicy, kind: InstanceType
         StepFailed: the process was killed.
     """
     cancelled = threading.Event()
-    task = (_simulate, (trace, policy, kind, fixed), {})
+    task: Task = (_simulate, (trace, policy, kind, fixed), {})
     try:
         found: Simulation = await asyncio.to_thread(ProcessExecutor().run, task, _ignore, cancelled)
     except asyncio.CancelledError:

@@ -56,7 +56,7 @@ def draw(simulation: Simulation, policy: ScalingPolicy, file: Path) -> None:
     money.set(title="Cost", ylabel="in the price's money", xlabel="minutes", ylim=(0, None))
     count.yaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (count, memory, load, money):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)
         if axes.get_legend_handles_labels()[0]:

@@ -188,10 +188,14 @@ def _named(release: Release | None) -> str:
     return f"{release.main}@{release.version}" if release else ""
 
 
+def variant_name(release: Release) -> str:
+    """Its version's, so that what is counted of it stays its own when it is promoted."""
+    return f"v{release.version}"
+
+
 def _variant(release: Release, weight: float, *, shadow: bool = False) -> Variant:
-    """Named by its version, so that what is counted of it stays its own when it is promoted."""
     return Variant(
-        name=f"v{release.version}", model=release.main, version=release.version, weight=round(weight, 6), shadow=shadow
+        name=variant_name(release), model=release.main, version=release.version, weight=round(weight, 6), shadow=shadow
     )
 
 

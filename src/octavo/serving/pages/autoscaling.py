@@ -100,18 +100,21 @@ class _Page:
         self._button.set_enabled(False)
         self._working.set_visibility(True)
         self._said.set_content("")
+        problem: OctavoError | None = None
         try:
             async with _one_at_a_time:
                 self._done = await (self._replay_file() if self._source.value == _FILE else self._replay_usage())
         except OctavoError as error:
-            if not self._form.mark(error):
-                self._said.set_content(alert(error))
-        else:
+            problem = error
+        if self._button.is_deleted:  # the page was left meanwhile
+            return
+        self._button.set_enabled(True)
+        self._working.set_visibility(False)
+        if problem is None and self._done is not None:
             self._result.show(*self._done)
             self._downloads.set_visibility(True)
-        finally:
-            self._button.set_enabled(True)
-            self._working.set_visibility(False)
+        elif problem is not None and not self._form.mark(problem):
+            self._said.set_content(alert(problem))
 
     async def _replay_file(self) -> tuple[Simulation, ScalingPolicy]:
         if self._file is None:
@@ -134,9 +137,10 @@ class _Page:
         policy, kind, fixed = self._form.read(measured)
         return await simulate_apart(trace, policy, kind, fixed), policy
 
-    def _download_csv(self) -> None:
+    async def _download_csv(self) -> None:
         if self._done is not None:
-            ui.download.content(periods_csv(self._done[0]), "autoscaling.csv", "text/csv")
+            lines = await asyncio.to_thread(periods_csv, self._done[0])
+            ui.download.content(lines, "autoscaling.csv", "text/csv")
 
     async def _download_png(self) -> None:
         if self._done is None:

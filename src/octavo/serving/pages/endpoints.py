@@ -169,7 +169,7 @@ def _draw(endpoint: Endpoint, counts: dict[str, VariantStatistics]) -> str:
     shares = shares_of(endpoint)
     parts = [(one.name, shares[one.name]) for one in endpoint.live]
     bar = split_bar(parts, ", ".join(f"{name} {percent(share)}" for name, share in parts))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for at, one in enumerate((*endpoint.live, *endpoint.shadows)):
         seen = counts.get(one.name)
         version = f'<span class="o-quiet"> {escape(one.version or "default")}</span>'

@@ -92,7 +92,7 @@ class _Page:
         with ui.element("div").classes("o-card o-wide o-scroll"):
             search = ui.input("Search models").props('dense clearable aria-label="Search models"')
             table = ui.table(columns=columns, rows=[], row_key="name", pagination=20).props("flat dense")
-            table.classes("o-wide").bind_filter_from(search, "value")
+            table.classes("o-wide o-acting").bind_filter_from(search, "value")
         table.add_slot("body-cell-actions", _ACTIONS)
         table.add_slot("body-cell-version", _VERSION)
         table.add_slot("body-cell-state", _STATE)

@@ -12,7 +12,7 @@ from nicegui import ui
 from octavo.access import Principal, allowed, require
 from octavo.errors import OctavoError
 from octavo.serving.packaging.deploy import Deployer
-from octavo.serving.packaging.deployment import Deployment, Event, Release
+from octavo.serving.packaging.deployment import Deployment, Event, Release, variant_name
 from octavo.serving.pages.console import (
     REFRESH_SECONDS,
     Console,
@@ -198,7 +198,7 @@ def _draw_releases(record: Deployment, counts: dict[str, VariantStatistics]) -> 
     for at, release in enumerate((record.stable, record.candidate)):
         if release is None:
             continue
-        seen = counts.get(f"v{release.version}")
+        seen = counts.get(variant_name(release))
         share = record.share if at else 1 - record.share
         columns.append(
             [

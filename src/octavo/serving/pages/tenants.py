@@ -13,7 +13,7 @@ from nicegui import ui
 from octavo.access import Principal, allowed, require
 from octavo.errors import Invalid, OctavoError
 from octavo.serving.inference import InferRequest
-from octavo.serving.pages.console import REFRESH_SECONDS, Console, alert, empty, may_change_some, percent
+from octavo.serving.pages.console import Console, alert, empty, may_change_some, percent
 from octavo.serving.pages.tenant_training import TrainingCard
 from octavo.serving.question import text_tensors
 from octavo.serving.tenants.backend import INTENT
@@ -24,6 +24,7 @@ from octavo.serving.tenants.metadata import tenant_model
 if TYPE_CHECKING:
     from octavo.serving.tensors import Tensors
 
+_SHOW_SECONDS = 5.0
 _READ_SECONDS = 30.0
 """Between looks at the repository, which take half a second of a thread's time where there are a thousand tenants."""
 _ALTERNATIVES = 5
@@ -69,7 +70,7 @@ class _Page:
             self._draw_try()
         await self._refresh()
         ui.timer(_READ_SECONDS, self._refresh)
-        ui.timer(REFRESH_SECONDS, self._show)
+        ui.timer(_SHOW_SECONDS, self._show)
 
     def _draw_try(self) -> None:
         with ui.element("div").classes("o-card o-wide o-stack"):
@@ -96,7 +97,8 @@ class _Page:
 
     def _show(self) -> None:
         """Bring the table up to date: what is in memory changes all the time."""
-        rows = [self._row(one) for one in self._found]
+        resident = {model.name for model in self._console.service.residency().models}
+        rows = [_row(one, resident) for one in self._found]
         if self._table.rows != rows:
             self._table.rows = rows
         for element in (self._listed, self._tried):
@@ -106,19 +108,6 @@ class _Page:
     def _may_ask(self, one: TenantSummary) -> bool:
         asked = [model for model in one.models if model.kind == INTENT]
         return any(allowed(self._principal, "infer", f"models/{model.model}") for model in asked)
-
-    def _row(self, one: TenantSummary) -> dict[str, Any]:
-        newest, found = one.newest, one.evaluation
-        return {
-            "tenant": one.tenant,
-            "base": newest.base,
-            "examples": newest.examples or None,
-            "categories": newest.categories or None,
-            "trained": f"{datetime.fromtimestamp(newest.trained, UTC):%Y-%m-%d %H:%M}" if newest.trained else "",
-            "accuracy": round(100 * found.accuracy, 1) if found and found.accuracy is not None else None,
-            "size": round(one.bytes / 1024),
-            "resident": any(self._console.service.in_memory(model.model) for model in one.models),
-        }
 
     async def _ask(self) -> None:
         try:
@@ -160,12 +149,26 @@ _COLUMNS = [
 ]
 
 
+def _row(one: TenantSummary, resident: set[str]) -> dict[str, Any]:
+    newest, found = one.newest, one.evaluation
+    return {
+        "tenant": one.tenant,
+        "base": newest.base,
+        "examples": newest.examples or None,
+        "categories": newest.categories or None,
+        "trained": f"{datetime.fromtimestamp(newest.trained, UTC):%Y-%m-%d %H:%M}" if newest.trained else "",
+        "accuracy": round(100 * found.accuracy, 1) if found and found.accuracy is not None else None,
+        "size": round(one.bytes / 1024),
+        "resident": any(model.model in resident for model in one.models),
+    }
+
+
 def _draw_answer(outputs: Tensors, names: tuple[str, ...]) -> str:
     """The label with its confidence, and the categories that came nearest."""
     label = outputs["label"].ravel()[0].decode()
     confidence = float(outputs["confidence"].ravel()[0])
     chances = outputs["probabilities"].ravel()
-    nearest = np.argsort(-chances, kind="stable")[:_ALTERNATIVES]
+    nearest = np.argsort(chances, kind="stable")[::-1][:_ALTERNATIVES]
     said = "out of scope" if label == OUT_OF_SCOPE else label
     rows = "".join(_draw_chance(names[at], float(chances[at])) for at in nearest)
     return (

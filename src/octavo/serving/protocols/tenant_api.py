@@ -28,7 +28,8 @@ async def tenants(door: Door, call: Call) -> Reply:
     found = await _summaries(door, call)
     if not found and call.principal.kind == "anonymous":
         require(call.principal, "view", "models/*")
-    return json_reply([_shown(door, one) for one in found])
+    resident = _resident(door)
+    return json_reply([_shown(one, resident) for one in found])
 
 
 async def tenant(door: Door, call: Call) -> Reply:
@@ -36,7 +37,7 @@ async def tenant(door: Door, call: Call) -> Reply:
     name = _tenant(call)
     for one in await _summaries(door, call):
         if one.tenant == name:
-            return json_reply(_shown(door, one))
+            return json_reply(_shown(one, _resident(door)))
     call.require("view", tenant_model(name))  # before telling whether there is such a tenant
     raise NotFound("there is no such tenant", name, "Train one: send its examples to this address with POST.")
 
@@ -68,7 +69,11 @@ async def _summaries(door: Door, call: Call) -> list[TenantSummary]:
     return seen_by(call.principal, found)
 
 
-def _shown(door: Door, one: TenantSummary) -> dict[str, Any]:
+def _resident(door: Door) -> set[str]:
+    return {model.name for model in door.service.residency().models}
+
+
+def _shown(one: TenantSummary, resident: set[str]) -> dict[str, Any]:
     newest = one.newest
     return {
         "tenant": one.tenant,
@@ -78,13 +83,13 @@ def _shown(door: Door, one: TenantSummary) -> dict[str, Any]:
         "bytes": one.bytes,
         "trained": _time(newest.trained),
         "evaluation": asdict(one.evaluation) if one.evaluation else None,
-        "models": [_model(door, model) for model in one.models],
+        "models": [_model(model, resident) for model in one.models],
     }
 
 
-def _model(door: Door, model: TenantModel) -> dict[str, Any]:
+def _model(model: TenantModel, resident: set[str]) -> dict[str, Any]:
     shown = {name: getattr(model, name) for name in ("model", "version", "kind", "bytes")}
-    return shown | {"in_memory": door.service.in_memory(model.model)}
+    return shown | {"in_memory": model.model in resident}
 
 
 def _progress(job: Job) -> dict[str, Any]:
@@ -111,7 +116,8 @@ def _base(call: Call) -> str:
     unknown = sorted(given.keys() - {"base"})
     if unknown:
         raise Invalid(f"unknown parameter {unknown[0][:60]!r}", "query", "Known is base.")
-    return given.get("base", "minilm")
+    base: str = given.get("base", "minilm")
+    return base
 
 
 def _jobs(door: Door) -> Jobs:
