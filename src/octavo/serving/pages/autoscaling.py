@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from datetime import UTC, datetime, timedelta
-from html import escape
 from pathlib import Path
 
 from nicegui import events, ui
@@ -18,7 +17,7 @@ from octavo.serving.autoscaling.policy import ScalingPolicy
 from octavo.serving.autoscaling.recorded import recorded_calls
 from octavo.serving.autoscaling.simulator import Simulation
 from octavo.serving.autoscaling.trace import COLUMNS
-from octavo.serving.pages.console import Console, alert
+from octavo.serving.pages.console import Console, alert, command
 from octavo.serving.pages.scaling_form import ScalingForm
 from octavo.serving.pages.scaling_result import ScalingResult, periods_csv
 
@@ -61,7 +60,7 @@ class _Page:
                 self._button = ui.button("Simulate", on_click=self._run).props("unelevated no-caps")
                 self._working = ui.spinner(size="sm")
                 self._working.set_visibility(False)
-                ui.html(f'<span class="o-quiet o-small">or <code>{_COMMAND}</code></span>', sanitize=False)
+                ui.html(f'<span class="o-quiet o-small">or {_COMMAND}</span>', sanitize=False)
         self._result = ScalingResult()
         with ui.element("div").classes("o-row o-wide o-above") as self._downloads:
             ui.button("CSV", on_click=self._download_csv).props("outline no-caps")
@@ -160,4 +159,4 @@ def _picture(simulation: Simulation, policy: ScalingPolicy) -> bytes:
         return file.read_bytes()
 
 
-_COMMAND = escape("octavo autoscaling simulate TRACE.csv --plot autoscaling.png")
+_COMMAND = command("octavo autoscaling simulate TRACE.csv --plot autoscaling.png")

@@ -84,8 +84,13 @@ def alert(problem: object) -> str:
 
 def empty(text: str, *commands: str) -> str:
     """Nothing here yet: what would be, and the commands that make it."""
-    lines = "".join(f"<div><code>{escape(command)}</code></div>" for command in commands)
+    lines = "".join(f"<div>{command(each)}</div>" for each in commands)
     return f'<div class="o-card o-empty"><p>{escape(text)}</p>{lines}</div>'
+
+
+def command(text: str) -> str:
+    """A command line, which is broken between its words only."""
+    return f"<code>{' '.join(f'<span>{escape(word)}</span>' for word in text.split())}</code>"
 
 
 def figures(cards: Iterable[tuple[str, str]]) -> str:

@@ -12,12 +12,12 @@ from octavo.access import Principal, allowed
 from octavo.errors import NotFound, OctavoError
 from octavo.jobs import Job, Jobs
 from octavo.serving.model_config import check_name
-from octavo.serving.pages.console import Console, alert, tag
+from octavo.serving.pages.console import Console, alert, command, tag
 from octavo.serving.tenants.metadata import tenant_model
 from octavo.serving.tenants.submission import TRAIN, read_upload, require_training, submit_training
 
 _WATCH_SECONDS = 1.0
-_COMMAND = '<span class="o-quiet o-small">or <code>octavo tenants train NAME --examples FILE.csv</code></span>'
+_COMMAND = f'<span class="o-quiet o-small">or {command("octavo tenants train NAME --examples FILE.csv")}</span>'
 _SHOWN = 5
 """Trainings that are shown: those that run, and the last of this page."""
 

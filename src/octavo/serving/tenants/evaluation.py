@@ -31,16 +31,32 @@ class Evaluation:
     out_of_scope: int
 
 
-def remember_evaluation(documents: Documents, model: str, version: str, found: Evaluation) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """The very version that was asked: a model may be removed, and another be version 1 of its name then.
+
+    Attributes:
+        model: its name.
+        version: its number.
+        digest: of the examples it was trained on.
+    """
+
+    model: str
+    version: str
+    digest: str
+
+
+def remember_evaluation(documents: Documents, asked: Asked, found: Evaluation) -> None:
     """Keep it as the model's last one; without a database it is only not remembered."""
+    body = asdict(found) | {"version": asked.version, "digest": asked.digest}
     try:
-        documents.put(KIND, model, asdict(found) | {"version": version})
+        documents.put(KIND, asked.model, body)
     except OctavoError as error:
-        log.warning("the evaluation of %s is not remembered: %s", model, error)
+        log.warning("the evaluation of %s is not remembered: %s", asked.model, error)
 
 
-def evaluations(documents: Documents) -> dict[tuple[str, str], Evaluation]:
-    """The last one of each model, by model and version.
+def evaluations(documents: Documents) -> dict[Asked, Evaluation]:
+    """The last one of each model, by what was asked.
 
     Raises:
         Unavailable: the database does not answer.
@@ -48,9 +64,9 @@ def evaluations(documents: Documents) -> dict[tuple[str, str], Evaluation]:
     found = {}
     for document in documents.list(KIND):
         body = dict(document.body)
-        version = str(body.pop("version", ""))
+        asked = Asked(document.name, str(body.pop("version", "")), str(body.pop("digest", "")))
         try:
-            found[document.name, version] = Evaluation(**body)
+            found[asked] = Evaluation(**body)
         except TypeError:  # written by another version of octavo
             log.warning("the evaluation of %s cannot be read", document.name)
     return found

@@ -9,7 +9,7 @@ from octavo.access import Principal, allowed
 from octavo.errors import OctavoError
 from octavo.serving.repository import Repository
 from octavo.serving.tenants.backend import BACKEND, INTENT
-from octavo.serving.tenants.evaluation import Evaluation, evaluations
+from octavo.serving.tenants.evaluation import Asked, Evaluation, evaluations
 from octavo.serving.tenants.intent import DELTA_FILE, IntentHead
 from octavo.storage.documents import Documents
 
@@ -26,6 +26,7 @@ class TenantModel:
         kind: "intent" or "embedding".
         examples: it was trained on; 0 where nobody knows.
         categories: those examples had, as `examples`.
+        digest: of those examples.
         bytes: of its files.
         trained: when its files were written, seconds since 1970; 0 where nobody knows.
     """
@@ -37,6 +38,7 @@ class TenantModel:
     kind: str
     examples: int
     categories: int
+    digest: str
     bytes: int
     trained: float
 
@@ -82,6 +84,7 @@ def tenants(repository: Repository) -> list[TenantModel]:
                 kind=said.get("kind", INTENT),
                 examples=_count(said.get("texts", "")),
                 categories=_count(said.get("categories", "")),
+                digest=said.get("examples", ""),
                 bytes=size,
                 trained=trained,
             )
@@ -99,14 +102,11 @@ def summarise(repository: Repository, documents: Documents) -> list[TenantSummar
     grouped: dict[str, list[TenantModel]] = {}
     for model in tenants(repository):
         grouped.setdefault(model.tenant, []).append(model)
-    return [
-        TenantSummary(
-            tenant,
-            tuple(found),
-            next((known[each.model, each.version] for each in found if (each.model, each.version) in known), None),
-        )
-        for tenant, found in sorted(grouped.items())
-    ]
+    summaries = []
+    for tenant, found in sorted(grouped.items()):
+        asked = [known.get(Asked(each.model, each.version, each.digest)) for each in found]
+        summaries.append(TenantSummary(tenant, tuple(found), next(filter(None, asked), None)))
+    return summaries
 
 
 def seen_by(principal: Principal, found: Iterable[TenantSummary]) -> list[TenantSummary]:

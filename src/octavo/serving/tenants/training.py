@@ -16,7 +16,7 @@ from octavo.errors import Invalid
 from octavo.serving.inference import InferRequest
 from octavo.serving.tenants.adapter import ADAPTER_FILE, train_adapter
 from octavo.serving.tenants.backend import EMBEDDING, INTENT
-from octavo.serving.tenants.evaluation import Evaluation, remember_evaluation
+from octavo.serving.tenants.evaluation import Asked, Evaluation, remember_evaluation
 from octavo.serving.tenants.examples import OUT_OF_SCOPE, Examples
 from octavo.serving.tenants.intent import DELTA_FILE, train_intents
 from octavo.serving.tenants.metadata import TenantMetadata, origin, tenant_model
@@ -149,7 +149,9 @@ async def evaluate_tenant(serving: Serving, tenant: str, examples: Examples, pro
     inside = [one == wanted for one, wanted in pairs if wanted != OUT_OF_SCOPE]
     outside = [one == wanted for one, wanted in pairs if wanted == OUT_OF_SCOPE]
     found = Evaluation(_share(inside), _share(outside), len(inside), len(outside))
-    await asyncio.to_thread(remember_evaluation, serving.documents, model, version, found)
+    config = await asyncio.to_thread(serving.repository.config, model, version)
+    asked = Asked(model, version, config.parameters.get("examples", ""))
+    await asyncio.to_thread(remember_evaluation, serving.documents, asked, found)
     return found
 
 
