@@ -113,14 +113,17 @@ class ServingSettings(_Section):
     watch_seconds: float = Field(2.0, gt=0, description="How often the repository is looked at for changes.")
     default_model: str = Field("", description="Model of `POST /invocations` without a name; empty means the only one.")
     model_sources: str = Field(
-        "", description="Folder below which `POST /models` may publish models from; empty means none."
+        "", description="Folder below which `POST /models` and SageMaker's `CreateModel` may publish from; empty: none."
+    )
+    model_buckets: tuple[str, ...] = Field(
+        (), description="`s3://` prefixes `CreateModel` may publish from; empty means any but octavo's own."
     )
     machine_price: float = Field(0.192, ge=0, description="Price of this machine per hour, for `octavo costs`.")
     usage_flush_seconds: float = Field(
         10.0, gt=0, description="How often usage is written to the database; a crash loses no more than that."
     )
     usage_days: int = Field(400, ge=1, description="Days usage is kept.")
-    allow_code: bool = Field(False, description="Run Python models found in the repository.")
+    allow_code: bool = Field(False, description="Run Python and PyTorch models found in the repository.")
     python_memory: ByteSize = Field(
         2 * 2**30, ge=0, description="Address-space limit of a Python model's worker; 0 none."
     )

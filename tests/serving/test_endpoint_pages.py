@@ -146,6 +146,22 @@ def test_a_roll_out_step_by_step(browser: Any, server: Up, client: Client, deplo
         ]  # fmt: skip
 
 
+def test_many_can_be_searched(browser: Any, server: Up, client: Client) -> None:
+    names = [f"many-{number}" for number in range(60)]
+    for name in names:
+        client.set_endpoint(name, {"variants": [{"name": "main", "model": "double"}]})
+    with window(browser, server, "/endpoints") as page:
+        page.get_by_text("50 of 6").wait_for()
+        page.get_by_label("Search endpoints").fill("MANY-59")
+        card(page, "many-59").wait_for()
+        card(page, "many-10").wait_for(state="detached")
+        page.get_by_label("Search endpoints").fill("nothing like it")
+        page.get_by_text("0 of 6").wait_for()
+        assert page.locator(".o-empty").count() == 0
+    for name in names:
+        client.remove_endpoint(name)
+
+
 def test_who_may_only_look_sees_no_buttons_and_only_their_own(
     browser: Any, server: Up, client: Client, deploy: Any
 ) -> None:

@@ -9,6 +9,8 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
 from octavo.serving.protocols import (
+    application_autoscaling,
+    aws_json,
     control,
     cost_api,
     deployment_api,
@@ -16,6 +18,7 @@ from octavo.serving.protocols import (
     kserve_http,
     openai,
     sagemaker_container,
+    sagemaker_endpoints,
     sagemaker_runtime,
     tenant_api,
 )
@@ -36,6 +39,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
     tenant_api.PROTOCOL,
     sagemaker_runtime.PROTOCOL,
     sagemaker_container.PROTOCOL,
+    aws_json.protocol(sagemaker_endpoints.SERVICE, application_autoscaling.SERVICE),
 )
 """Another protocol over HTTP is one more line here."""
 
@@ -53,11 +57,16 @@ def routes(service: Serving, settings: Settings, jobs: Jobs | None = None) -> li
 
 
 class _BesidePage(Route):
-    """A route at the address of a page of the console: a browser that opens the page passes by."""
+    """A route at the address of a page of the console: a browser that opens the page passes by.
+
+    So does everybody who opens it where nothing but the page can be opened.
+    """
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """As `Route`, but for those."""
         opens = scope.get("method") in ("GET", "HEAD")
+        if opens and "GET" not in (self.methods or ()):
+            return Match.NONE, {}
         if opens and any(name == b"accept" and b"text/html" in value for name, value in scope.get("headers", ())):
             return Match.NONE, {}
         return super().matches(scope)

@@ -38,10 +38,12 @@ from octavo.serving.inference import InferAnswer, InferRequest, ModelMetadata
 from octavo.serving.loading import LoadedModel, Loader
 from octavo.serving.memory import available_bytes
 from octavo.serving.metrics import ServingCollector
+from octavo.serving.pair import is_pair, run_pair
 from octavo.serving.pins import PIN_FILE, Pins
 from octavo.serving.repository import Change, ModelVersion, Repository
 from octavo.serving.residency import Residency
 from octavo.serving.resident import LOADING, READY, Resident
+from octavo.serving.sagemaker.control_plane import ControlPlane
 from octavo.serving.snapshots import ModelStatus, ResidencySnapshot, ResidentModel
 from octavo.serving.statistics import ModelStatistics
 from octavo.serving.tenants.backend import BACKEND as TENANT
@@ -67,6 +69,7 @@ class Serving:
         self.documents = Documents(database)
         self.endpoints = Endpoints(self.documents)
         self.traffic = Traffic(self._infer_version)
+        self.sagemaker = ControlPlane(self, settings)
         self._database = database
         self._settings = serving
         self._batcher = Batcher(serving.threads or _cores(), serving.max_pending)
@@ -97,11 +100,17 @@ class Serving:
         """
         from octavo.serving.onnx_runtime import OnnxRuntimeBackend
         from octavo.serving.python_backend import PythonBackend
+        from octavo.serving.pytorch_backend import PytorchBackend
 
         repository = await asyncio.to_thread(Repository.open, settings.repository_url, settings)
         backends: dict[str, Backend] = {
             backend.name: backend
-            for backend in (OnnxRuntimeBackend(settings), PythonBackend(settings), TenantBackend())
+            for backend in (
+                OnnxRuntimeBackend(settings),
+                PythonBackend(settings),
+                PytorchBackend(settings),
+                TenantBackend(),
+            )
         }
         database = Database(settings.database_url)
         serving = cls(settings, repository, backends, database)
@@ -116,6 +125,7 @@ class Serving:
         if keep_pinned:
             serving._usage.start()
             serving._pinning = asyncio.create_task(serving._pins.load_all())
+            serving.sagemaker.start()
         return serving
 
     async def close(self) -> None:
@@ -123,6 +133,7 @@ class Serving:
         self._metrics.close()
         self._watcher.cancel()
         self._endpoint_watcher.cancel()
+        await self.sagemaker.close()
         await self.traffic.close()
         self._turnover.close()
         if self._pinning is not None:
@@ -161,7 +172,7 @@ class Serving:
         counts, owner = self._counts(version), (version.name, version.version, request.caller)
         try:
             if version.config.ensemble:
-                outputs, usage = await self._infer_ensemble(version, request, depth), 0
+                outputs, usage = await self._infer_ensemble(version, request, depth)
             elif version.config.backend == TENANT:
                 outputs, usage = await self._infer_tenant(version, request, depth)
             else:
@@ -226,6 +237,11 @@ class Serving:
         """Point a label at a version, or with an empty `version` take it away."""
         await asyncio.to_thread(self.repository.set_label, name, label, version)
         self._turnover.changed(Change(name, "has other labels"))
+
+    async def remove(self, name: str, version: str = "") -> None:
+        """Delete a version, or the whole model; raises as `Repository.remove`."""
+        await asyncio.to_thread(self.repository.remove, name, version)
+        self._turnover.changed(Change(name, "changed" if version else "removed"))
 
     async def roll_back(self, name: str) -> str:
         """Answer with the version before the current one; returns its number."""
@@ -393,9 +409,15 @@ class Serving:
         finally:
             self._residency.release(resident)
 
-    async def _infer_ensemble(self, version: ModelVersion, request: InferRequest, depth: int) -> Tensors:
+    async def _infer_ensemble(self, version: ModelVersion, request: InferRequest, depth: int) -> tuple[Tensors, int]:
         _check_depth(version, depth)
-        return await run_ensemble(version.config, request, lambda step: self._infer_version(step, depth + 1))
+
+        async def infer(step: InferRequest) -> InferAnswer:
+            return await self._infer_version(step, depth + 1)
+
+        if is_pair(version.config):
+            return await run_pair(version.config, request, infer)
+        return await run_ensemble(version.config, request, infer), 0
 
     async def _infer_tenant(self, version: ModelVersion, request: InferRequest, depth: int) -> tuple[Tensors, int]:
         """A tenant's answer: the base embeds, in batches with all tenants' texts, unless the client has done so."""

@@ -172,3 +172,17 @@ def reshaped(array: Array, lead: int, source: Sequence[int], target: Sequence[in
         raise ValueError(f"shape {list(array.shape)} does not fit {list(source)}")
     lengths = iter(length for length, axis in zip(array.shape[lead:], source, strict=True) if axis == -1)
     return array.reshape(*array.shape[:lead], *(next(lengths, -1) if axis == -1 else axis for axis in target))
+
+
+def check_output(spec: TensorSpec, array: Array) -> None:
+    """Raise `ValueError` unless what a model gave is what is declared."""
+    datatype = datatype_of(array)
+    if datatype != spec.datatype:
+        raise ValueError(f"output {spec.name!r} is {datatype}, the configuration says {spec.datatype}")
+    fits = len(array.shape) == len(spec.shape) and all(
+        want in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"output {spec.name!r} has shape {list(array.shape)}, the configuration says {list(spec.shape)}"
+        )

@@ -75,6 +75,18 @@ class Lease(_Part):
     started: float
     until: float
 
+    @classmethod
+    def here(cls, seconds: float) -> Lease:
+        """A lease of this process, from now on."""
+        started = psutil.Process().create_time()
+        return cls(host=socket.gethostname(), pid=os.getpid(), started=started, until=time.time() + seconds)
+
+    @property
+    def own(self) -> bool:
+        """Whether it is this process's."""
+        own = Lease.here(0)
+        return (own.host, own.pid, own.started) == (self.host, self.pid, self.started)
+
     @property
     def held(self) -> bool:
         """Whether its holder may still be at work: not late, and if on this machine, alive."""
@@ -244,7 +256,7 @@ class Deployments:
         Raises:
             Conflict: somebody else wrote meanwhile.
         """
-        held = deployment.model_copy(update={"lease": self._lease()})
+        held = deployment.model_copy(update={"lease": Lease.here(self._seconds)})
         return held, self._put(held, revision)
 
     def release(self, deployment: Deployment, revision: int) -> Deployment:
@@ -261,11 +273,6 @@ class Deployments:
             raise Conflict(
                 "somebody else deploys to this name now", deployment.name, "Wait until that is done, then try again."
             ) from None
-
-    def _lease(self) -> Lease:
-        process = psutil.Process()
-        until = time.time() + self._seconds
-        return Lease(host=socket.gethostname(), pid=os.getpid(), started=process.create_time(), until=until)
 
 
 def _busy(name: str, lease: Lease) -> Conflict:

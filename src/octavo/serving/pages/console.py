@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from nicegui import ui
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from octavo.serving.traffic import VariantStatistics
     from octavo.settings import Settings
 
+T = TypeVar("T")
 Frame = Callable[[str], AbstractContextManager[Principal]]
 
 REFRESH_SECONDS = 2.0
@@ -28,6 +29,9 @@ GRID_LINE = {"lineStyle": {"color": "#8883"}}
 LEGEND = {"right": 8, "top": 0, "icon": "roundRect", "itemWidth": 10, "itemHeight": 10, "textStyle": {"color": _INK}}
 """Parts of a chart's options; their colours do in both themes."""
 
+_SEARCHABLE = 6
+"""A list longer than this can be searched."""
+_MOST_CARDS = 50
 _NUMBER = ' class="o-number"'
 _WRONG = 0.01
 """The share of failures from which on they are marked."""
@@ -51,6 +55,29 @@ async def told(work: Awaitable[object], done: str) -> bool:
         return False
     ui.notify(done, type="positive")
     return True
+
+
+class Search:
+    """A field above a list of cards: of many only some are drawn, and those whose names hold what is searched for.
+
+    Args:
+        label: of the field.
+        changed: draws the list anew.
+    """
+
+    def __init__(self, label: str, changed: Callable[[], Awaitable[None]]) -> None:
+        self._field = ui.input(label, on_change=changed).props("dense clearable debounce=300").classes("o-search")
+        self._more = ui.label().classes("o-quiet o-small")
+
+    def pick(self, found: Sequence[T], name_of: Callable[[T], str]) -> list[T]:
+        """What is to be drawn."""
+        wanted = (self._field.value or "").strip().lower()
+        fitting = [one for one in found if wanted in name_of(one).lower()]
+        self._field.set_visibility(len(found) > _SEARCHABLE)
+        hidden = len(fitting) > _MOST_CARDS or (bool(found) and not fitting)
+        self._more.set_text(f"{min(_MOST_CARDS, len(fitting))} of {len(found):,} are shown.")
+        self._more.set_visibility(hidden)
+        return fitting[:_MOST_CARDS]
 
 
 async def answer_of(dialog: ui.dialog) -> bool:

@@ -16,6 +16,7 @@ from octavo.serving.packaging.deploy import Deployer
 from octavo.serving.pages.console import (
     REFRESH_SECONDS,
     Console,
+    Search,
     agreement_of,
     dot,
     empty,
@@ -36,9 +37,6 @@ _ABOUT = (
     "a shadow gets copies and answers nobody. Counts are since the server started, latencies of the last minute."
 )
 
-_SEARCHABLE = 6
-"""More endpoints than this can be searched."""
-
 
 def register(console: Console) -> None:
     """Declare the page."""
@@ -55,7 +53,6 @@ class _Page:
     def __init__(self, console: Console, principal: Principal) -> None:
         self._console, self._principal = console, principal
         self._shown: list[tuple[str, bool]] = []
-        self._cards: dict[str, ui.element] = {}
         self._bodies: dict[str, ui.html] = {}
 
     async def draw(self) -> None:
@@ -64,30 +61,25 @@ class _Page:
             ui.button("New endpoint", icon="add", on_click=self._opener("")).props("unelevated no-caps").classes(
                 "o-new"
             )
-        self._search = ui.input("Search endpoints", on_change=self._filter).props("dense clearable").classes("o-search")
+        self._search = Search("Search endpoints", self._refresh)
         self._list = ui.element("div").classes("o-stack o-wide")
         await self._refresh(first=True)
         ui.timer(REFRESH_SECONDS, self._refresh)
 
     async def _refresh(self, first: bool = False) -> None:
-        found = [one for one in self._console.service.endpoints.all() if self._may("view", one.name)]
         deployed = await self._deployed()
+        every = [one for one in self._console.service.endpoints.all() if self._may("view", one.name)]
+        found = self._search.pick(every, lambda one: one.name)
         shown = [(one.name, one.name in deployed) for one in found]
         if first or shown != self._shown:
             self._shown = shown
-            self._rebuild()
+            self._rebuild(bool(every))
         for endpoint in found:
             counts = {one.variant: one for one in self._console.service.traffic.statistics(endpoint.name)}
             drawn = _draw(endpoint, counts)
             body = self._bodies[endpoint.name]
             if body.content != drawn:
                 body.set_content(drawn)
-
-    def _filter(self) -> None:
-        """Show those whose name holds what is searched for."""
-        wanted = (self._search.value or "").strip().lower()
-        for name, card in self._cards.items():
-            card.set_visibility(wanted in name.lower())
 
     async def _deployed(self) -> set[str]:
         """Endpoints that a deployment keeps."""
@@ -96,13 +88,11 @@ class _Page:
         except OctavoError:  # the counts are worth showing without it
             return {name for name, deployed in self._shown if deployed}
 
-    def _rebuild(self) -> None:
+    def _rebuild(self, some: bool) -> None:
         self._list.clear()
-        self._cards.clear()
         self._bodies.clear()
-        self._search.set_visibility(len(self._shown) > _SEARCHABLE)
         with self._list:
-            if not self._shown:
+            if not some:
                 ui.html(
                     empty(
                         "No endpoint yet. Make one to share traffic between two versions of a model:",
@@ -111,12 +101,9 @@ class _Page:
                     sanitize=False,
                 )
             for name, deployed in self._shown:
-                card = ui.element("section").classes("o-card o-wide").props(f'aria-label="{escape(name)}"')
-                self._cards[name] = card
-                with card:
+                with ui.element("section").classes("o-card o-wide").props(f'aria-label="{escape(name)}"'):
                     self._draw_head(name, deployed)
                     self._bodies[name] = ui.html(sanitize=False).classes("o-wide")
-        self._filter()
 
     def _draw_head(self, name: str, deployed: bool) -> None:
         with ui.element("div").classes("o-row o-wide o-head"):

@@ -16,6 +16,7 @@ from octavo.serving.packaging.deployment import Deployment, Event, Release, vari
 from octavo.serving.pages.console import (
     REFRESH_SECONDS,
     Console,
+    Search,
     agreement_of,
     alert,
     dot,
@@ -60,6 +61,7 @@ class _Page:
     async def draw(self) -> None:
         ui.html(f'<p class="o-quiet o-lead">{_ABOUT}</p>', sanitize=False)
         self._problem = ui.html(sanitize=False).classes("o-wide")
+        self._search = Search("Search roll-outs", self._refresh)
         self._list = ui.element("div").classes("o-stack o-wide")
         await self._refresh(first=True)
         ui.timer(REFRESH_SECONDS, self._refresh)
@@ -71,18 +73,19 @@ class _Page:
             self._problem.set_content(alert(error))
             return
         self._problem.set_content("")
-        found = [one for one in every if allowed(self._principal, "view", f"models/{one.name}")]
-        found.sort(key=lambda one: one.candidate is None and not one.error)  # what somebody may have to decide
+        seen = [one for one in every if allowed(self._principal, "view", f"models/{one.name}")]
+        seen.sort(key=lambda one: one.candidate is None and not one.error)  # first what somebody may have to decide
+        found = self._search.pick(seen, lambda one: one.name)
         if first or [one.name for one in found] != list(self._cards):
-            self._rebuild(found)
+            self._rebuild(found, bool(seen))
         for one in found:
             counts = {each.variant: each for each in self._console.service.traffic.statistics(one.name)}
             self._cards[one.name].show(one, counts)
 
-    def _rebuild(self, found: list[Deployment]) -> None:
+    def _rebuild(self, found: list[Deployment], some: bool) -> None:
         self._list.clear()
         with self._list:
-            if not found:
+            if not some:
                 ui.html(
                     empty(
                         "Nothing is deployed yet. Deploy a package, an archive or a folder of a model:",
