@@ -46,15 +46,14 @@ class Console(NamedTuple):
     jobs: Jobs | None
 
 
-async def told(work: Awaitable[object], done: str) -> bool:
-    """Await a change and say how it went; whether it went well."""
+async def told(work: Awaitable[object], done: str) -> None:
+    """Await a change and say how it went."""
     try:
         await work
     except OctavoError as error:
         ui.notify(str(error), type="negative", multi_line=True)
-        return False
-    ui.notify(done, type="positive")
-    return True
+    else:
+        ui.notify(done, type="positive")
 
 
 class Search:

@@ -141,7 +141,7 @@ def _fit_version(value: str | None) -> str | None:
 
 
 def _fit_variant(value: str | None) -> str | None:
-    return None if re.match(VARIANT_NAME, (value or "").strip()) else "Letters, digits, single dashes"
+    return None if re.match(VARIANT_NAME, (value or "").strip()) else "Letters, digits, dashes"
 
 
 def _chosen(value: str | None) -> str | None:

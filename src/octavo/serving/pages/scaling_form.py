@@ -55,7 +55,8 @@ class ScalingForm:
         given = {name: self._value(name) for name in _POLICY}
         policy = parse_policy(given | {"disable_scale_in": bool(self._only_grow.value)}, "policy")
         others = (self._memory, self._price, self._start, self._rate, self._model, self._fixed)
-        if not all([field.validate() for field in others]):  # noqa: C419  every field tells what is wrong with it
+        fit = [field.validate() for field in others]  # all of them, so that each tells what is wrong with it
+        if not all(fit):
             raise Invalid("a field of the instances cannot be used", "instances", "Correct those marked.")
         kind = InstanceType(
             memory=round(float(self._memory.value) * 1024 * MIB),
