@@ -212,6 +212,11 @@ class Client:
         found: dict[str, Any] = self._json("GET", f"/api/serving/costs?{urlencode(asked)}")
         return found
 
+    def fleet(self) -> dict[str, Any]:
+        """The fleet behind the server: replicas, routing, scaling; `NotFound` when it runs alone."""
+        found: dict[str, Any] = self._json("GET", "/api/serving/fleet")
+        return found
+
     def ready(self) -> bool:
         """Whether the server answers; never raises."""
         try:

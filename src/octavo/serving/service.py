@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Self
 
 from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
 from octavo.serving.admission import cut, patience_of, priority_of
@@ -90,7 +91,7 @@ class Serving:
         self._pins = Pins(settings.workspace / PIN_FILE, self._residency.pinned, self._with_steps, self.load)
 
     @classmethod
-    async def open(cls, settings: Settings, *, keep_pinned: bool = True) -> Serving:
+    async def open(cls, settings: Settings, *, keep_pinned: bool = True) -> Self:
         """Open the repository of the settings and start the worker threads.
 
         `keep_pinned` loads the pinned models, as a server does; who opens it for one question leaves that.
