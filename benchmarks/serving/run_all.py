@@ -17,6 +17,7 @@ ORDER = (
     "cold_start",
     "overhead",
     "throughput",
+    "grpc_beside_http",
     "density",
     "eviction",
     "intents",

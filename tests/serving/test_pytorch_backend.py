@@ -17,7 +17,7 @@ import pytest
 import tritonclient.http as triton
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from octavo.errors import Invalid, ModelFailed, OctavoError
+from octavo.errors import Invalid, ModelFailed, OctavoError, OutOfMemory
 from octavo.serving.client import Client
 from octavo.serving.inference import InferRequest
 from octavo.serving.pytorch_backend import PytorchBackend, PytorchRunner
@@ -288,6 +288,20 @@ def test_answers_that_are_not_as_declared(load: Load, change: tuple[str, str], c
     x, scale = inputs(2)
     with pytest.raises(ModelFailed, match=complaint):
         runner.run({"INPUT__0": x, "INPUT__1": scale})
+
+
+def test_a_batch_larger_than_memory(load: Load) -> None:
+    class Greedy(torch.nn.Module):
+        def forward(self, x):
+            return torch.zeros([x.size(0), 10_000_000, 10_000_000]) if x[0] > 0 else x
+
+    tensor = "data_type: TYPE_FP32 dims: -1"
+    runner = load(
+        f'input {{ name: "x" {tensor} }} output {{ name: "y" {tensor} }}', lambda file: script(Greedy(), file)
+    )
+    with pytest.raises(OutOfMemory, match="no memory to run the batch"):
+        runner.run({"x": np.ones(3, np.float32)})
+    assert runner.run({"x": np.zeros(3, np.float32)})["y"].tolist() == [0, 0, 0]
 
 
 def test_a_run_that_fails_says_why_and_harms_nothing(load: Load) -> None:

@@ -31,6 +31,7 @@ from octavo.serving.costs.question import parse_question
 from octavo.serving.costs.recording import Recording
 from octavo.serving.costs.report import CostReport, cost_report
 from octavo.serving.costs.table import UsageTable
+from octavo.serving.costs.usage import Usage
 from octavo.serving.endpoint import Endpoint
 from octavo.serving.endpoints import Endpoints
 from octavo.serving.ensemble import MAX_DEPTH, ensemble_tensors, run_ensemble
@@ -347,6 +348,11 @@ class Serving:
         question = parse_question(given, self._settings.machine_price, datetime.now(UTC))
         await self._usage.flush()
         return await asyncio.to_thread(cost_report, self._usage.table, question, tenant)
+
+    async def usage_by_hour(self, since: datetime) -> list[tuple[datetime, str, Usage]]:
+        """Sums by hour and model since a time, until now, the oldest first; `Unavailable` without a database."""
+        await self._usage.flush()
+        return await asyncio.to_thread(self._usage.table.hourly, since, datetime.now(UTC))
 
     async def measure(self) -> ResidencySnapshot:
         """The memory budget and who holds what of it, measured now; costs the kernel tens of milliseconds."""

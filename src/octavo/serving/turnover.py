@@ -48,8 +48,8 @@ class Turnover:
             return version
         name = version.name
         failed = self._residency.failures.reason(name, version.version)
-        in_place = previous.version == version.version
-        if in_place or self._in_memory(version) or not (failed or self._in_memory(previous)):
+        at_once = previous.version == version.version or bool(version.config.ensemble)  # which is never in memory
+        if at_once or self._in_memory(version) or not (failed or self._in_memory(previous)):
             if self._catalogue.known(name) is version:  # else the files have changed again
                 del self._previous[name]
             return version

@@ -18,6 +18,14 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
+class Subpage:
+    """Another page of a wing, listed below it."""
+
+    title: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Wing:
     """A system of the house.
 
@@ -31,6 +39,7 @@ class Wing:
         extra: the extra that brings what it needs, and `needs`, a module of it.
         figure: what the dashboard shows, from the open service.
         work: the module that declares its kinds of jobs; empty when it has none.
+        pages: its pages beside the first.
     """
 
     name: str
@@ -43,6 +52,7 @@ class Wing:
     needs: str
     figure: Callable[[Any], Figure]
     work: str = ""
+    pages: tuple[Subpage, ...] = ()
 
     @property
     def built(self) -> bool:
@@ -88,6 +98,13 @@ WINGS: tuple[Wing, ...] = (
         "onnxruntime",
         _models,
         "octavo.serving.work",
+        (
+            Subpage("Endpoints", "/endpoints"),
+            Subpage("Roll-outs", "/rollouts"),
+            Subpage("Tenants", "/tenants"),
+            Subpage("Autoscaling", "/autoscaling"),
+            Subpage("Costs", "/costs"),
+        ),
     ),
 )
 
