@@ -17,11 +17,13 @@ ORDER = (
     "cold_start",
     "overhead",
     "throughput",
+    "grpc_beside_http",
     "density",
     "eviction",
     "intents",
     "autoscaling",
     "costs",
+    "fleet",
     "conformance",
     "mixed_traffic",
 )
