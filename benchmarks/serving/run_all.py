@@ -23,6 +23,7 @@ ORDER = (
     "intents",
     "autoscaling",
     "costs",
+    "fleet",
     "conformance",
     "mixed_traffic",
 )

@@ -144,6 +144,20 @@ async def test_publishing_again_and_anew(encoders: Path, open_serving: Open) -> 
     assert (back.version, back.new) == ("3", True), "the newest version is another pair"
 
 
+async def test_an_encoder_becomes_a_pair_and_is_rolled_back(encoders: Path, tmp_path: Path, open_serving: Open) -> None:
+    add(encoders, "search", write_checkpoint(tmp_path / "single"), seed=0.9)
+    serving = await open_serving(encoders)
+    single = await vectors(serving, text_request("search"))
+    assert (await publish_pair(serving, "search", "asks", "says")).version == "2"
+    says = await vectors(serving, text_request("says"))
+    await serving.use_version("search", "newest")  # as a look at the repository does, but now
+    np.testing.assert_allclose(await vectors(serving, text_request("search")), says, atol=1e-6)
+    await serving.roll_back("search")
+    np.testing.assert_allclose(await vectors(serving, text_request("search")), single, atol=1e-6)
+    await serving.roll_forward("search")
+    np.testing.assert_allclose(await vectors(serving, text_request("search")), says, atol=1e-6)
+
+
 async def test_what_makes_no_pair(
     encoders: Path, tmp_path: Path, open_serving: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ import pytest
 import tritonclient.http as triton
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from octavo.errors import Invalid, ModelFailed, OctavoError
+from octavo.errors import Invalid, ModelFailed, OctavoError, OutOfMemory
 from octavo.serving.client import Client
 from octavo.serving.inference import InferRequest
 from octavo.serving.pytorch_backend import PytorchBackend, PytorchRunner
@@ -53,6 +53,18 @@ class Optional(torch.nn.Module):
     def forward(self, x, bias: torch.Tensor | None = None, factor: float = 2.0):
         y = x * factor
         return y if bias is None else y + bias
+
+
+class Between(torch.nn.Module):
+    """A default that cannot be sent stands between two tensors, and one that has none."""
+
+    def forward(self, x, factor: float = 2.0, bias: torch.Tensor = torch.ones(1)):
+        return x * factor + bias
+
+
+class Nothing(torch.nn.Module):
+    def forward(self, x, bias: torch.Tensor | None):
+        return x if bias is None else x + bias
 
 
 class Writes(torch.nn.Module):
@@ -207,6 +219,14 @@ def test_optional_arguments(load: Load) -> None:
     assert runner.run({"x": x})["y"].tolist() == [0, 2, 4]
     assert runner.run({"x": x, "bias": x})["y"].tolist() == [0, 3, 6]
     assert load(config, lambda file: script(Optional(), file)).run({"x": x})["y"].tolist() == [0, 2, 4]
+    runner = load(config + bias, lambda file: script(Between(), file))
+    assert runner.run({"x": x})["y"].tolist() == [1, 3, 5]
+    assert runner.run({"x": x, "bias": x})["y"].tolist() == [0, 3, 6]
+    runner = load(config + bias, lambda file: script(Nothing(), file))
+    assert runner.run({"x": x})["y"].tolist() == [0, 1, 2]
+    assert runner.run({"x": x, "bias": x})["y"].tolist() == [0, 2, 4]
+    required = config.replace("dims: -1 }", "dims: -1 optional: true }", 1)
+    assert not load(required, lambda file: script(Optional(), file)).inputs[0].optional, "forward cannot do without"
 
 
 def test_every_datatype(load: Load) -> None:
@@ -288,6 +308,20 @@ def test_answers_that_are_not_as_declared(load: Load, change: tuple[str, str], c
     x, scale = inputs(2)
     with pytest.raises(ModelFailed, match=complaint):
         runner.run({"INPUT__0": x, "INPUT__1": scale})
+
+
+def test_a_batch_larger_than_memory(load: Load) -> None:
+    class Greedy(torch.nn.Module):
+        def forward(self, x):
+            return torch.zeros([x.size(0), 10_000_000, 10_000_000]) if x[0] > 0 else x
+
+    tensor = "data_type: TYPE_FP32 dims: -1"
+    runner = load(
+        f'input {{ name: "x" {tensor} }} output {{ name: "y" {tensor} }}', lambda file: script(Greedy(), file)
+    )
+    with pytest.raises(OutOfMemory, match="no memory to run the batch"):
+        runner.run({"x": np.ones(3, np.float32)})
+    assert runner.run({"x": np.zeros(3, np.float32)})["y"].tolist() == [0, 0, 0]
 
 
 def test_a_run_that_fails_says_why_and_harms_nothing(load: Load) -> None:

@@ -190,9 +190,31 @@ class Client:
         """Take the version that is rolled out back, or return to the one before; the deployment."""
         return self._deployment(name, "/roll-back", {})
 
+    def tenants(self) -> list[dict[str, Any]]:
+        """Every tenant: base, examples, categories, size, what its last evaluation found, and its models."""
+        rows: list[dict[str, Any]] = self._json("GET", "/api/serving/tenants")
+        return rows
+
+    def train_tenant(self, tenant: str, examples: bytes, base: str = "minilm") -> dict[str, Any]:
+        """Queue a training on a CSV (columns text and category); `job` in what it gives is the job's id."""
+        path = f"/api/serving/tenants/{quote(tenant, safe='')}?{urlencode({'base': base})}"
+        found: dict[str, Any] = orjson.loads(self._send("POST", path, examples, {"content-type": "text/csv"}).content)
+        return found
+
+    def training(self, tenant: str, job: str) -> dict[str, Any]:
+        """How far a training is: `state`, `progress` (0 to 1), `message`, `error`, `result`."""
+        path = f"/api/serving/tenants/{quote(tenant, safe='')}/trainings/{quote(job, safe='')}"
+        found: dict[str, Any] = self._json("GET", path)
+        return found
+
     def costs(self, **asked: str) -> dict[str, Any]:
         """What was used and cost: `since`, `by`, `price`, `instance_price` as `octavo costs` takes them."""
         found: dict[str, Any] = self._json("GET", f"/api/serving/costs?{urlencode(asked)}")
+        return found
+
+    def fleet(self) -> dict[str, Any]:
+        """The fleet behind the server: replicas, routing, scaling; `NotFound` when it runs alone."""
+        found: dict[str, Any] = self._json("GET", "/api/serving/fleet")
         return found
 
     def ready(self) -> bool:

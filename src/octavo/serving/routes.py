@@ -15,15 +15,18 @@ from octavo.serving.protocols import (
     cost_api,
     deployment_api,
     endpoint_api,
+    fleet_api,
     kserve_http,
     openai,
     sagemaker_container,
     sagemaker_endpoints,
     sagemaker_runtime,
+    tenant_api,
 )
 from octavo.serving.protocols.exchange import Door, Endpoint, Operation, Protocol
 
 if TYPE_CHECKING:
+    from octavo.jobs import Jobs
     from octavo.serving.service import Serving
     from octavo.settings import Settings
 
@@ -33,7 +36,9 @@ PROTOCOLS: tuple[Protocol, ...] = (
     control.PROTOCOL,
     endpoint_api.PROTOCOL,
     cost_api.PROTOCOL,
+    fleet_api.PROTOCOL,
     deployment_api.PROTOCOL,
+    tenant_api.PROTOCOL,
     sagemaker_runtime.PROTOCOL,
     sagemaker_container.PROTOCOL,
     aws_json.protocol(sagemaker_endpoints.SERVICE, application_autoscaling.SERVICE),
@@ -41,9 +46,9 @@ PROTOCOLS: tuple[Protocol, ...] = (
 """Another protocol over HTTP is one more line here."""
 
 
-def routes(service: Serving, settings: Settings) -> list[BaseRoute]:
+def routes(service: Serving, settings: Settings, jobs: Jobs | None = None) -> list[BaseRoute]:
     """Bare routes, those that answer requests first; each reads `octavo.access.Principal` at `state.principal`."""
-    door = Door(service, settings)
+    door = Door(service, settings, jobs)
     return [
         (_BesidePage if operation.page else Route)(
             operation.path, Endpoint(door, protocol, operation), methods=[operation.method]

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Self
 
 from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
 from octavo.serving.admission import cut, patience_of, priority_of
@@ -30,6 +31,7 @@ from octavo.serving.costs.question import parse_question
 from octavo.serving.costs.recording import Recording
 from octavo.serving.costs.report import CostReport, cost_report
 from octavo.serving.costs.table import UsageTable
+from octavo.serving.costs.usage import Usage
 from octavo.serving.endpoint import Endpoint
 from octavo.serving.endpoints import Endpoints
 from octavo.serving.ensemble import MAX_DEPTH, ensemble_tensors, run_ensemble
@@ -89,7 +91,7 @@ class Serving:
         self._pins = Pins(settings.workspace / PIN_FILE, self._residency.pinned, self._with_steps, self.load)
 
     @classmethod
-    async def open(cls, settings: Settings, *, keep_pinned: bool = True) -> Serving:
+    async def open(cls, settings: Settings, *, keep_pinned: bool = True) -> Self:
         """Open the repository of the settings and start the worker threads.
 
         `keep_pinned` loads the pinned models, as a server does; who opens it for one question leaves that.
@@ -346,6 +348,11 @@ class Serving:
         question = parse_question(given, self._settings.machine_price, datetime.now(UTC))
         await self._usage.flush()
         return await asyncio.to_thread(cost_report, self._usage.table, question, tenant)
+
+    async def usage_by_hour(self, since: datetime) -> list[tuple[datetime, str, Usage]]:
+        """Sums by hour and model since a time, until now, the oldest first; `Unavailable` without a database."""
+        await self._usage.flush()
+        return await asyncio.to_thread(self._usage.table.hourly, since, datetime.now(UTC))
 
     async def measure(self) -> ResidencySnapshot:
         """The memory budget and who holds what of it, measured now; costs the kernel tens of milliseconds."""
