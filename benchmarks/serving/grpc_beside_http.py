@@ -363,8 +363,8 @@ def _notes(rounds: int) -> list[str]:
         f"Medians of {rounds} interleaved rounds. Servers on cores {SERVER_CORES}, load on {LOAD_CORES}; the machine "
         "had other work too, so server CPU-ms per request is the steadier figure.",
         "lean: pre-built bytes, the server limits. tritonclient: unmodified, one process, c1 the synchronous client, "
-        "c32 the one for asyncio (gRPC: one channel); its own CPU per request is in the table, and where that is larger "
-        "than the server's, the claim says that the client bounds it.",
+        "c32 the one for asyncio (gRPC: one channel); its own CPU per request is in the table, and where that is "
+        "larger than the server's, the claim says that the client bounds it.",
         "Triton's answers come from its Python backend (another process), octavo's from onnxruntime in process: "
         "compare the two protocols of one server, rather than one protocol of two servers.",
         "MiniLM: what the model computes is the same by both protocols, so the ratio by server CPU is the gain; where "
