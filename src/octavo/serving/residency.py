@@ -90,6 +90,16 @@ class Residency:
             for key, resident in self._residents.items()
         }
 
+    def part(self, key: str) -> int:
+        """What one model holds, as `parts` has it of all; 0 when it is not there."""
+        resident = self._residents.get(key)
+        if resident is None:
+            return 0
+        shared = self.charges.shared(resident.share_key)
+        if shared:
+            shared //= sum(other.share_key == resident.share_key for other in self._residents.values())
+        return self.charges.of(key) + shared
+
     async def lease(self, version: ModelVersion, deadline: float, caller: str = "") -> Resident:
         """Get a model that will stay until `release`; loads it, in the name of the caller, when it is not there.
 

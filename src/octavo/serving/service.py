@@ -78,7 +78,7 @@ class Serving:
         self._residency = Residency(
             Loader(backends, serving), serving, Charges(budget), self._model_arrived, self._model_leaves
         )
-        self._meter = Meter(budget, _cores(), self._residency.parts)
+        self._meter = Meter(budget, _cores(), self._residency.parts, self._residency.part)
         self._usage = Recording(self._meter, UsageTable(database), serving.usage_flush_seconds, serving.usage_days)
         self._watcher = asyncio.create_task(self._catalogue.watch(serving.watch_seconds, self._changed))
         self._endpoint_watcher = asyncio.create_task(self.endpoints.watch(serving.watch_seconds))

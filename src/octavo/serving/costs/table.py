@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Float, String, Table, delete, func, select
+from sqlalchemy import BigInteger, Float, String, Table, case, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -90,9 +90,15 @@ class UsageTable:
             return [(hour, model, _amounts(amounts)) for hour, model, *amounts in session.execute(query)]
 
     def capacity(self, since: datetime, until: datetime) -> Capacity:
-        """What was offered in the same hours."""
-        sums = [func.coalesce(func.sum(getattr(CapacityRow, name)), 0.0) for name in _OFFERED]
-        query = select(*sums).where(CapacityRow.hour >= since, CapacityRow.hour < until)
+        """What was offered in the same hours.
+
+        Machines that were up together cannot be told from machines that took turns within an hour, so an hour is open
+        for as long as they were up in it together, one hour at the most.
+        """
+        opened = case((CapacityRow.seconds > HOUR, HOUR), else_=CapacityRow.seconds)
+        columns = (*(getattr(CapacityRow, name) for name in _OFFERED), opened)
+        query = select(*(func.coalesce(func.sum(column), 0.0) for column in columns))
+        query = query.where(CapacityRow.hour >= since, CapacityRow.hour < until)
         with self._database.session(read_only=True) as session:
             offered: Sequence[float] = tuple(session.execute(query).one())
         return Capacity(*offered)
