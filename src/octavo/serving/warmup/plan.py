@@ -1,0 +1,128 @@
+"""What to load ahead and what may leave for it: a pure function of wishes, what is in memory, and room.
+
+A model is worth its place by what it is expected to save: the probability of a request times the seconds a cold start
+takes, per byte. What is loaded ahead takes free room first, then that of models which are worth less and were not
+asked lately, and all of it together never more than its share of the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+LOADED = ""
+IN_MEMORY = "in memory"
+SHARE_USED = "the share of the budget is used up"
+NO_ROOM = "no room but that of models worth more"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A model that might be loaded ahead: `probability` of a request, `seconds` of a cold start, `size` in bytes."""
+
+    key: str
+    probability: float
+    seconds: float
+    size: int
+    scheduled: bool = False
+
+    @property
+    def saving(self) -> float:
+        """Seconds it is expected to save."""
+        return self.probability * self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """A model in memory.
+
+    Attributes:
+        saving: seconds that having it is expected to save.
+        idle: it may leave: not pinned, nothing in flight, not asked in the last period.
+        ahead: it was loaded ahead and nobody has asked it since.
+    """
+
+    key: str
+    size: int
+    saving: float
+    idle: bool
+    ahead: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What becomes of one wish: `reason` empty means it is loaded, after those in `leaving` have left."""
+
+    key: str
+    probability: float
+    saving: float
+    size: int
+    scheduled: bool
+    leaving: tuple[str, ...] = ()
+    reason: str = LOADED
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A step per wish, in the order in which they are made; `kept` are scheduled models in memory, to be kept there."""
+
+    steps: tuple[Step, ...]
+    kept: frozenset[str]
+
+    @property
+    def loads(self) -> tuple[Step, ...]:
+        """Those that load something."""
+        return tuple(step for step in self.steps if step.reason == LOADED)
+
+
+def decide(wishes: Iterable[Wish], present: Sequence[Present], free: int, allowance: int) -> Plan:
+    """Make the plan.
+
+    Args:
+        wishes: one per model; scheduled ones go first, then those that save most per byte.
+        present: every model in memory.
+        free: bytes nobody holds.
+        allowance: bytes that scheduled models and those loaded ahead and not asked yet may hold.
+    """
+    here = {one.key: one for one in present}
+    ordered = sorted(wishes, key=lambda wish: (not wish.scheduled, -_per_byte(wish), wish.key))
+    kept: set[str] = set()
+    for wish in ordered:
+        found = here.get(wish.key)
+        if wish.scheduled and found is not None and found.size <= allowance:
+            kept.add(wish.key)
+            allowance -= found.size
+    allowance -= sum(one.size for one in present if one.ahead and one.key not in kept)
+    wished = {wish.key for wish in ordered}
+    cold = sorted((one for one in present if one.idle and one.key not in wished), key=lambda one: (-_per_byte(one), one.key))
+    steps: list[Step] = []
+    for wish in ordered:
+        reason, leaving = LOADED, ()
+        if wish.key in here:
+            reason = IN_MEMORY
+        elif wish.size > allowance:
+            reason = SHARE_USED
+        elif (makes := _room_for(wish, cold, free)) is None:
+            reason = NO_ROOM
+        else:
+            del cold[len(cold) - len(makes) :]
+            free += sum(one.size for one in makes) - wish.size
+            allowance -= wish.size
+            leaving = tuple(one.key for one in makes)
+        steps.append(Step(wish.key, wish.probability, wish.saving, wish.size, wish.scheduled, leaving, reason))
+    return Plan(tuple(steps), frozenset(kept))
+
+
+def _room_for(wish: Wish, cold: Sequence[Present], free: int) -> list[Present] | None:
+    """Who leaves so that it fits, from the end of `cold`, the one worth least first; None when nobody worth less can."""
+    makes: list[Present] = []
+    for one in reversed(cold):
+        if free >= wish.size or _per_byte(one) >= _per_byte(wish):
+            break
+        makes.append(one)
+        free += one.size
+    return makes if free >= wish.size else None
+
+
+def _per_byte(one: Wish | Present) -> float:
+    return one.saving / max(1, one.size)
