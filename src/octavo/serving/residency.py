@@ -43,6 +43,9 @@ class Residency:
         charges: the memory ledger; its budget is the limit.
         arrived: called on the event loop when a model is ready to be leased.
         leaving: called before a model that was ready is closed.
+
+    Models whose names are in `pinned` never leave by themselves; those whose keys are in `kept` leave when nobody else
+    can.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Residency:
         self.charges = charges
         self.counters = Counters()
         self.pinned: set[str] = set()
+        self.kept: frozenset[str] = frozenset()
         self._loader = loader
         self._settings = settings
         self._arrived = arrived
@@ -133,6 +137,33 @@ class Residency:
         if resident.upgrade is not None:
             await asyncio.shield(resident.upgrade)
 
+    async def load_ahead(self, version: ModelVersion) -> None:
+        """Bring a model in before anybody asks for it, as a request would, but only into memory that is free.
+
+        Raises:
+            Unavailable: it does not fit what is free, or it could not be loaded lately.
+            OctavoError: what loading said.
+        """
+        await self._ready(version, time.monotonic() + self._settings.load_timeout, quick=True, ahead=True)
+
+    async def give_way(self, key: str) -> None:
+        """Send a model out for one that is worth more; not when somebody uses it or it is pinned."""
+        resident = self._residents.get(key)
+        if resident is None or resident.state != READY or resident.in_flight or resident.version.name in self.pinned:
+            return
+        await self._leave(resident, evicted=True)
+
+    async def expects(self, version: ModelVersion) -> int:
+        """Bytes that loading a model is expected to take.
+
+        Raises:
+            Invalid: there is no such backend.
+        """
+        backend, loop = self._loader.backend(version), asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads, backend.start)
+        files = await loop.run_in_executor(self._threads, backend.disk_bytes, version)
+        return self.charges.expected(version.digest, backend.share_key(version), files)
+
     async def unload(self, name: str, version: str) -> None:
         """Send a model out, after what is in flight; `NotFound` when it is not in memory."""
         resident = self.find(name, version)
@@ -162,17 +193,21 @@ class Residency:
         while self._background:
             await asyncio.gather(*self._background, return_exceptions=True)
 
-    async def _ready(self, version: ModelVersion, deadline: float, quick: bool, caller: str | None = None) -> Resident:
+    async def _ready(
+        self, version: ModelVersion, deadline: float, quick: bool, caller: str | None = None, ahead: bool = False
+    ) -> Resident:
         """The resident in state READY, whatever it takes."""
         key = version.key
         while True:
             resident = self._residents.get(key)
             if resident is None:
                 self.failures.refuse(version)
-                resident = Resident(version, caller)
+                resident = Resident(version, caller, ahead=ahead)
                 resident.loading = asyncio.create_task(self._load(resident, quick))
                 resident.loading.add_done_callback(_retrieve)
                 self._residents[key] = resident
+            if not ahead and resident.state != UNLOADING:
+                resident.ahead = False  # from now on somebody waits for it, and it may take others' room
             if resident.state == READY:
                 return resident
             if time.monotonic() >= deadline:
@@ -227,7 +262,7 @@ class Residency:
     async def _load_charged(self, resident: Resident, expected: int, quick: bool) -> None:
         loop = asyncio.get_running_loop()
         self.charges.begin(resident.key, expected, resident.share_key)
-        cpu = time.thread_time()
+        start, cpu = time.monotonic(), 0.0
         try:
             load = loop.run_in_executor(self._threads, _timed, self._loader.load, resident.version, quick)
             async with asyncio.timeout(self._settings.load_timeout):
@@ -239,6 +274,7 @@ class Residency:
             ) from None
         self.charges.end(resident.key, resident.version.digest, lasting=not quick)
         resident.load_cpu = cpu
+        resident.load_seconds = time.monotonic() - start
         held = self.charges.of(resident.key)
         if held > self.charges.budget:
             await loop.run_in_executor(self._threads, _close, resident.model)
@@ -283,9 +319,13 @@ class Residency:
         deadline = time.monotonic() + self._settings.load_timeout
         async with self._room:
             while (free := self.charges.free()) < expected:
-                victims = self._policy.order(self._candidates())
+                victims = self._victims()
                 if free + self.charges.unmeasured() >= expected:
                     await self.measure()  # perhaps those promises were too high, and nobody has to leave
+                elif resident.ahead:
+                    raise Unavailable(
+                        "too little memory is free to load it ahead", resident.key, "It loads when asked."
+                    )
                 elif victims:
                     found = self._residents[victims[0].key]
                     await self._leave(found, evicted=True)
@@ -310,6 +350,10 @@ class Residency:
         key = resident.share_key
         tiers = {r.tier for r in self._residents.values() if key and r.share_key == key and r is not resident}
         return "full" in tiers or ("quick" in tiers and self._loader.is_prepared(resident.version))
+
+    def _victims(self) -> list[Candidate]:
+        """Who may leave, the one to leave first in front; those kept come last."""
+        return sorted(self._policy.order(self._candidates()), key=lambda victim: victim.key in self.kept)
 
     def _candidates(self) -> Iterable[Candidate]:
         sharers: dict[str, int] = {}
@@ -370,12 +414,12 @@ class Residency:
         limit = time.monotonic() - ttl
         for resident in self.residents if ttl else []:
             idle = resident.state == READY and not resident.in_flight and resident.last_used < limit
-            if idle and resident.version.name not in self.pinned:
+            if idle and resident.version.name not in self.pinned and resident.key not in self.kept:
                 await self._leave(resident, evicted=False)
 
     async def _shed(self) -> None:
         """Evict while over the budget, as far as leaving helps: buffers of running batches are no model's."""
-        victims = self._policy.order(self._candidates())
+        victims = self._victims()
         if sum(victim.size for victim in victims) < self.charges.charged() - self.charges.budget:
             return
         for victim in victims:

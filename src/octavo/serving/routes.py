@@ -17,6 +17,7 @@ from octavo.serving.protocols import (
     openai,
     sagemaker_container,
     sagemaker_runtime,
+    warmup_api,
 )
 from octavo.serving.protocols.exchange import Door, Endpoint, Operation, Protocol
 
@@ -31,6 +32,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
     endpoint_api.PROTOCOL,
     cost_api.PROTOCOL,
     deployment_api.PROTOCOL,
+    warmup_api.PROTOCOL,
     sagemaker_runtime.PROTOCOL,
     sagemaker_container.PROTOCOL,
 )

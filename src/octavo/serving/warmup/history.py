@@ -26,7 +26,7 @@ class History:
     @property
     def periods(self) -> int:
         """How many."""
-        return self.asked.shape[1]
+        return int(self.asked.shape[1])
 
     def until(self, period: int) -> History:
         """The periods before this one."""

@@ -64,7 +64,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A step per wish, in the order in which they are made; `kept` are scheduled models in memory, to be kept there."""
+    """A step per wish, in the order in which they are made; `kept` are models in memory that are to leave last: those
+    on schedule, and those loaded ahead that are still likely to be asked.
+    """
 
     steps: tuple[Step, ...]
     kept: frozenset[str]
@@ -89,15 +91,18 @@ def decide(wishes: Iterable[Wish], present: Sequence[Present], free: int, allowa
     kept: set[str] = set()
     for wish in ordered:
         found = here.get(wish.key)
-        if wish.scheduled and found is not None and found.size <= allowance:
+        if found is not None and (wish.scheduled or found.ahead) and found.size <= allowance:
             kept.add(wish.key)
             allowance -= found.size
     allowance -= sum(one.size for one in present if one.ahead and one.key not in kept)
     wished = {wish.key for wish in ordered}
-    cold = sorted((one for one in present if one.idle and one.key not in wished), key=lambda one: (-_per_byte(one), one.key))
+    cold = sorted(
+        (one for one in present if one.idle and one.key not in wished), key=lambda one: (-_per_byte(one), one.key)
+    )
     steps: list[Step] = []
     for wish in ordered:
-        reason, leaving = LOADED, ()
+        reason = LOADED
+        leaving: tuple[str, ...] = ()
         if wish.key in here:
             reason = IN_MEMORY
         elif wish.size > allowance:
@@ -114,7 +119,7 @@ def decide(wishes: Iterable[Wish], present: Sequence[Present], free: int, allowa
 
 
 def _room_for(wish: Wish, cold: Sequence[Present], free: int) -> list[Present] | None:
-    """Who leaves so that it fits, from the end of `cold`, the one worth least first; None when nobody worth less can."""
+    """Who leaves so that it fits, from the end of `cold`, the one worth least first; None where that is not enough."""
     makes: list[Present] = []
     for one in reversed(cold):
         if free >= wish.size or _per_byte(one) >= _per_byte(wish):

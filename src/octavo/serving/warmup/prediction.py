@@ -70,12 +70,16 @@ def _looks(before: NDArray[np.bool_], day: int, lags: tuple[int, ...]) -> Floats
 
 
 def _often(before: NDArray[np.bool_]) -> Floats:
-    """The share of periods with a request since the first that had one; 0 for those that had none."""
+    """The share of periods with a request after the first that had one; 0 where there is none.
+
+    The first does not count: it is why the model is looked at, and says nothing of how often it comes again.
+    """
     periods = before.shape[1]
     if not periods:
         return np.zeros(len(before))
-    since = np.where(before.any(axis=1), periods - before.argmax(axis=1), periods)
-    shares: Floats = before.sum(axis=1) / (since + _PRIOR)
+    asked = before.sum(axis=1)
+    since = np.where(asked > 0, periods - before.argmax(axis=1), 1)
+    shares: Floats = np.maximum(asked - 1, 0) / (since - 1 + _PRIOR)
     return shares
 
 

@@ -46,7 +46,7 @@ class WarmupRule(BaseModel):
     probability: float = Field(0.5, ge=0.01, le=1)
     cron: str = HOURLY
     keep_minutes: int = Field(60, ge=1, le=7 * 24 * 60)
-    lead_minutes: int = Field(5, ge=0, le=60)
+    lead_minutes: int = Field(5, ge=0, le=30)
     timezone: str = Field("UTC", max_length=60)
 
     @field_validator("name")
