@@ -71,7 +71,7 @@ def test_simulate(tmp_path: Path) -> None:
     trace.write_text("\n".join(["t_s,tenant,model_kind,n_tokens", *lines]))
     words = ("warmup", "simulate", str(trace), "--period", "60", "--memory-gib", "0.25", "--model", "encoder=100")
     told = json.loads(octavo(*words, "--json").stdout)
-    assert [one["guess"] for one in told["outcomes"]] == ["none", "frequency", "forecast"]
+    assert [one["guess"] for one in told["outcomes"]] == ["none", "most asked", "forecast"]
     assert told["outcomes"][0]["requests"] == 60
     assert "Cold starts" in octavo(*words).stdout
     for wrong in (["--model", "encoder"], ["--period", "86400"], ["--memory-gib", "0.01"]):

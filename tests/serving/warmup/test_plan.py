@@ -88,3 +88,13 @@ def test_a_plan_never_takes_more_than_there_is(
     for step in plan.loads:
         for key in step.leaving:
             assert before[key].saving / before[key].size < step.saving / step.size
+
+
+def test_one_loaded_ahead_gives_its_place_in_the_share_to_one_worth_twice_as_much() -> None:
+    present = [here("x", 0.2, ahead=True), here("asked", 0.0)]
+    wishes = [wish("x", 0.2), wish("a", 0.9)]
+    plan = decide(wishes, present, free=0, allowance=10)
+    assert {step.key: step.leaving for step in plan.loads} == {"a": ("x",)}
+    assert plan.kept == frozenset()
+    assert told(decide([wish("x", 0.2), wish("a", 0.3)], present, free=0, allowance=10))["a"] == SHARE_USED
+    assert told(decide([wish("x", scheduled=True), wish("a", 0.9)], present, free=0, allowance=10))["a"] == SHARE_USED

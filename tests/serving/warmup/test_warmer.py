@@ -162,12 +162,12 @@ async def test_what_is_likely_is_loaded_from_the_usage_in_the_database(open_serv
     usage_of(workspace, serving, nine, "double")
     usage_of(workspace, serving, [one + timedelta(hours=6) for one in nine], "triple")
     usage_of(workspace, serving, nine, "gone-from-the-repository")
-    await declare(serving, predict=True, models=["*"], lead_minutes=5)
+    await declare(serving, predict=True, models=["*"], probability=0.5)
     assert not (await serving.warmup.turn(MONDAY + timedelta(hours=8, minutes=50))).loads
     plan = await serving.warmup.turn(MONDAY + timedelta(hours=8, minutes=56))
     assert resident(serving) == {"double"}
     assert {step.key: bool(step.reason) for step in plan.steps} == {"double/1": False, "gone-from-the-repository": True}
-    await declare(serving, predict=True, models=["d*"])
+    await declare(serving, predict=True, models=["d*"], probability=0.5)
     await serving.warmup.turn(MONDAY + timedelta(hours=14, minutes=56))
     assert resident(serving) == {"double"}
 

@@ -50,7 +50,7 @@ def add(
     lead: Annotated[int | None, typer.Option(help="Minutes before, to begin loading.", show_default="5")] = None,
     predict: Annotated[bool, typer.Option("--predict", help="Those likely to be asked, from usage so far.")] = False,
     probability: Annotated[
-        float | None, typer.Option(help="With --predict: of a request in the hour, at least.", show_default="0.5")
+        float | None, typer.Option(help="With --predict: of a request in the hour, at least.", show_default="0.05")
     ] = None,
     workspace: Workspace = None,
     as_json: AsJson = False,
@@ -126,7 +126,7 @@ def simulate_trace(
     model: Annotated[list[str] | None, typer.Option(help="A kind's size: KIND=MiB.", show_default=False)] = None,
     model_mib: Annotated[float, typer.Option(min=0.001, max=2**30, help="Size of models of other kinds.")] = 100.0,
     load_seconds: Annotated[float, typer.Option(min=0, max=86400, help="A cold start.")] = 1.0,
-    probability: Annotated[float, typer.Option(min=0.01, max=1, help="From which on a model is loaded ahead.")] = 0.5,
+    probability: Annotated[float, typer.Option(min=0.001, max=1, help="From which on a model is loaded.")] = 0.05,
     share: Annotated[float, typer.Option(min=0, max=1, help="Of the memory, for models loaded ahead.")] = 0.25,
     held_out: Annotated[float, typer.Option(min=0.01, max=0.99, help="Last part, in which is counted.")] = 0.5,
     unload_idle: Annotated[float, typer.Option(min=0, max=1e9, help="Unload after so many seconds; 0 never.")] = 0.0,

@@ -15,6 +15,8 @@ IN_MEMORY = "in memory"
 SHARE_USED = "the share of the budget is used up"
 NO_ROOM = "no room but that of models worth more"
 
+_MARGIN = 2.0  # times its worth, for which a model leaves: changing places costs a load, and chances are estimates
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -95,38 +97,50 @@ def decide(wishes: Iterable[Wish], present: Sequence[Present], free: int, allowa
             kept.add(wish.key)
             allowance -= found.size
     allowance -= sum(one.size for one in present if one.ahead and one.key not in kept)
-    wished = {wish.key for wish in ordered}
-    cold = sorted(
-        (one for one in present if one.idle and one.key not in wished), key=lambda one: (-_per_byte(one), one.key)
-    )
-    steps: list[Step] = []
-    for wish in ordered:
-        reason = LOADED
-        leaving: tuple[str, ...] = ()
-        if wish.key in here:
-            reason = IN_MEMORY
-        elif wish.size > allowance:
-            reason = SHARE_USED
-        elif (makes := _room_for(wish, cold, free)) is None:
-            reason = NO_ROOM
-        else:
-            del cold[len(cold) - len(makes) :]
-            free += sum(one.size for one in makes) - wish.size
-            allowance -= wish.size
-            leaving = tuple(one.key for one in makes)
-        steps.append(Step(wish.key, wish.probability, wish.saving, wish.size, wish.scheduled, leaving, reason))
-    return Plan(tuple(steps), frozenset(kept))
+    room = _Room(free, allowance, _may_leave(ordered, present))
+    steps = [_step(wish, IN_MEMORY if wish.key in here else room.take(wish)) for wish in ordered]
+    gone = {key for step in steps for key in step.leaving}
+    return Plan(tuple(steps), frozenset(kept - gone))
 
 
-def _room_for(wish: Wish, cold: Sequence[Present], free: int) -> list[Present] | None:
-    """Who leaves so that it fits, from the end of `cold`, the one worth least first; None where that is not enough."""
-    makes: list[Present] = []
-    for one in reversed(cold):
-        if free >= wish.size or _per_byte(one) >= _per_byte(wish):
-            break
-        makes.append(one)
-        free += one.size
-    return makes if free >= wish.size else None
+class _Room:
+    """What is left while a plan is made: free bytes, the allowance, and who may leave, the one worth most first."""
+
+    def __init__(self, free: int, allowance: int, leaving: list[Present]) -> None:
+        self._free, self._allowance, self._leaving = free, allowance, leaving
+
+    def take(self, wish: Wish) -> str | tuple[str, ...]:
+        """Who leaves for a wish, which then has its room; or why it gets none."""
+        makes: list[Present] = []
+        free, allowance = self._free, self._allowance
+        for one in reversed(self._leaving):
+            if (allowance >= wish.size and free >= wish.size) or _MARGIN * _per_byte(one) >= _per_byte(wish):
+                break
+            if allowance < wish.size and not one.ahead:
+                continue  # that one is not what fills the share
+            makes.append(one)
+            free += one.size
+            allowance += one.size * one.ahead
+        if allowance < wish.size:
+            return SHARE_USED
+        if free < wish.size:
+            return NO_ROOM
+        self._free, self._allowance = free - wish.size, allowance - wish.size
+        self._leaving = [one for one in self._leaving if one not in makes]
+        return tuple(one.key for one in makes)
+
+
+def _may_leave(wishes: Sequence[Wish], present: Sequence[Present]) -> list[Present]:
+    """Idle models that nobody wishes for, and those loaded ahead that only a forecast does; worth most first."""
+    firm = {wish.key for wish in wishes if wish.scheduled}
+    wished = {wish.key for wish in wishes}
+    found = (one for one in present if one.idle and one.key not in firm and (one.ahead or one.key not in wished))
+    return sorted(found, key=lambda one: (-_per_byte(one), one.key))
+
+
+def _step(wish: Wish, found: str | tuple[str, ...]) -> Step:
+    leaving, reason = ((), found) if isinstance(found, str) else (found, LOADED)
+    return Step(wish.key, wish.probability, wish.saving, wish.size, wish.scheduled, leaving, reason)
 
 
 def _per_byte(one: Wish | Present) -> float:

@@ -31,7 +31,8 @@ class WarmupRule(BaseModel):
         name: of the rule.
         models: names of models or endpoints; `*` stands for any run of characters of a model's name.
         predict: load those that are likely to be asked, instead of all at set times.
-        probability: with `predict`, of a request within the next hour, from which on a model is loaded.
+        probability: with `predict`, of a request within the next hour, from which on a model is loaded. The likeliest
+            go first anyway, so a low one costs loads, and what memory is free is used.
         cron: five fields, in `timezone`; hourly unless said.
         keep_minutes: after a firing, for which the models are kept in memory.
         lead_minutes: before a firing (with `predict`: before the hour), at which loading begins.
@@ -43,7 +44,7 @@ class WarmupRule(BaseModel):
     name: str
     models: tuple[_Pattern, ...] = Field(("*",), min_length=1, max_length=MAX_NAMES)
     predict: bool = False
-    probability: float = Field(0.5, ge=0.01, le=1)
+    probability: float = Field(0.05, ge=0.001, le=1)
     cron: str = HOURLY
     keep_minutes: int = Field(60, ge=1, le=7 * 24 * 60)
     lead_minutes: int = Field(5, ge=0, le=30)

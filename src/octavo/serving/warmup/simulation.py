@@ -1,4 +1,4 @@
-"""A dry run: a trace replayed without loading ahead, with the plain guess (what is asked most), and with the forecast.
+"""A dry run: a trace replayed without loading ahead, with what was asked most so far, and with the forecast.
 
 The first part of the trace is only history; cold starts are counted in the rest. Evictions are decided by the server's
 own policy, and what is loaded ahead by the same plan as in the server.
@@ -20,7 +20,11 @@ from octavo.serving.warmup.plan import Present, Wish, decide
 from octavo.serving.warmup.prediction import forecast, frequency
 
 Guess = Callable[[History], dict[str, float]]
-GUESSES: Final[Mapping[str, Guess]] = {"none": lambda _: {}, "frequency": frequency, "forecast": forecast}
+GUESSES: Final[Mapping[str, Guess]] = {
+    "none": lambda _: {},
+    "most asked": frequency,
+    "forecast": forecast,
+}
 
 MAX_PERIODS = 50_000
 
@@ -45,7 +49,7 @@ class Setting:
     sizes: Mapping[str, int] = field(default_factory=dict)
     other_size: int = 100 * 2**20
     load_seconds: float = 1.0
-    probability: float = 0.5
+    probability: float = 0.05
     share: float = 0.25
     held_out: float = 0.5
     unload_idle: float = 0.0
@@ -157,10 +161,11 @@ class _Replay:
     def _load_ahead(self, period: int) -> None:
         setting, now = self._setting, period * self._setting.period
         chances = self._guess(self._history.until(period))
+        least = setting.probability if self._guess is forecast else 0.0  # what is asked most has no probability
         wishes = [
             Wish(key, chance, setting.load_seconds, self._sizes[key])
             for key, chance in chances.items()
-            if chance >= setting.probability
+            if chance >= least
         ]
         present = [
             Present(
