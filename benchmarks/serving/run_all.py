@@ -12,7 +12,18 @@ from pathlib import Path
 from harness import ROOT
 
 HERE = Path(__file__).parent
-ORDER = ("startup", "cold_start", "overhead", "throughput", "density", "eviction", "intents", "autoscaling", "costs")
+ORDER = (
+    "startup",
+    "cold_start",
+    "overhead",
+    "throughput",
+    "density",
+    "eviction",
+    "intents",
+    "autoscaling",
+    "costs",
+    "warmup",
+)
 
 
 def main() -> int:

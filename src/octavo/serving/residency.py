@@ -206,8 +206,9 @@ class Residency:
                 resident.loading = asyncio.create_task(self._load(resident, quick))
                 resident.loading.add_done_callback(_retrieve)
                 self._residents[key] = resident
-            if not ahead and resident.state != UNLOADING:
-                resident.ahead = False  # from now on somebody waits for it, and it may take others' room
+            if resident.ahead and not ahead and resident.state != UNLOADING:
+                # From now on somebody waits for it, and it may take others' room.
+                resident.ahead, resident.asked_by = False, caller
             if resident.state == READY:
                 return resident
             if time.monotonic() >= deadline:
@@ -221,7 +222,7 @@ class Residency:
 
     async def _load(self, resident: Resident, quick: bool) -> None:
         """Make room, load, charge; on failure leave no trace but the back-off."""
-        version = resident.version
+        version, start = resident.version, time.monotonic()
         try:
             backend = self._loader.backend(version)
             await asyncio.get_running_loop().run_in_executor(self._threads, backend.start)
@@ -251,6 +252,7 @@ class Residency:
         self.charges.share(resident.key, resident.share_key, backend.mapped_folders(version))
         self.failures.clear(resident.key)
         resident.state = READY
+        resident.load_seconds = time.monotonic() - start
         resident.in_flight += 1  # those who waited for the load get to lease it before anyone can evict it
         asyncio.get_running_loop().call_later(_GRACE, self.release, resident)
         self._arrived(resident)
@@ -262,7 +264,7 @@ class Residency:
     async def _load_charged(self, resident: Resident, expected: int, quick: bool) -> None:
         loop = asyncio.get_running_loop()
         self.charges.begin(resident.key, expected, resident.share_key)
-        start, cpu = time.monotonic(), 0.0
+        cpu = 0.0
         try:
             load = loop.run_in_executor(self._threads, _timed, self._loader.load, resident.version, quick)
             async with asyncio.timeout(self._settings.load_timeout):
@@ -274,7 +276,6 @@ class Residency:
             ) from None
         self.charges.end(resident.key, resident.version.digest, lasting=not quick)
         resident.load_cpu = cpu
-        resident.load_seconds = time.monotonic() - start
         held = self.charges.of(resident.key)
         if held > self.charges.budget:
             await loop.run_in_executor(self._threads, _close, resident.model)

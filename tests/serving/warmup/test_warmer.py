@@ -125,6 +125,8 @@ async def test_who_comes_while_a_model_is_loaded_ahead_is_served_by_that_load_an
     await asyncio.gather(turn, asking)
     assert await counted(serving) == {}
     assert serving.residency().counters.colds == 1
+    (line,) = (await serving.costs({})).lines
+    assert (line.tenant, line.cold_starts) == ("ada", 1)
 
 
 async def test_ensembles_and_endpoints_stand_for_the_models_behind_them(open_serving: Open, workspace: Path) -> None:

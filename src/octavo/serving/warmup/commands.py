@@ -58,7 +58,7 @@ def add(
     """Make a rule, or change one: keep models in memory at set times, or load them when a request is likely."""
     from octavo.serving.warmup.rule import parse_rule
 
-    if predict and (cron or keep or timezone):
+    if predict and any(given is not None for given in (cron, keep, timezone)):
         raise Invalid("--predict has no schedule", "octavo warmup add", "Leave --cron, --keep and --timezone out.")
     if not predict and (probability is not None or not model):
         raise Invalid("a schedule needs --model and no --probability", "octavo warmup add", "Or add --predict.")
@@ -70,7 +70,8 @@ def add(
         "lead_minutes": lead,
         "probability": probability,
     }
-    wanted = parse_rule({"name": name, "predict": predict} | {key: value for key, value in given.items() if value})
+    said = {field: value for field, value in given.items() if value is not None}
+    wanted = parse_rule({"name": name, "predict": predict} | said)
     with server(workspace) as client:
         found = client.set_warmup_rule(name, wanted.model_dump(mode="json"))
     say(as_json, found, f"{name}: {_few(found['models'])}, {_when(found)}")

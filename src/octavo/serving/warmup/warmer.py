@@ -154,8 +154,8 @@ class Warmer:
                 await self._forget_old()
             if self._wake.is_set() or time.monotonic() >= due:
                 self._wake.clear()
-                due = time.monotonic() + self._settings.warmup_seconds
                 await self._try_turn()
+                due = time.monotonic() + self._settings.warmup_seconds
             await asyncio.shield(asyncio.create_task(self.flush()))  # `stop` must not lose what it took
             with suppress(TimeoutError):
                 pause = min(self._settings.usage_flush_seconds, max(0.0, due - time.monotonic()))
