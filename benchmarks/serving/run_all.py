@@ -22,6 +22,8 @@ ORDER = (
     "intents",
     "autoscaling",
     "costs",
+    "conformance",
+    "mixed_traffic",
     "warmup",
 )
 

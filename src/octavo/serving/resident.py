@@ -17,8 +17,8 @@ class Resident:
     """A model that is in memory, on its way in, or on its way out.
 
     `asked_by` is the caller whose request it is loaded for; None when no request waits for it. `ahead` says that it was
-    loaded before anybody asked, and that nobody has since. `load_seconds` passed from the beginning of its load until it
-    could answer.
+    loaded before anybody asked, and that nobody has since. `load_seconds` passed from the beginning of its load until
+    it could answer.
     """
 
     version: ModelVersion
