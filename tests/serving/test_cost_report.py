@@ -150,9 +150,10 @@ def test_lines_and_idle_are_the_bill_whatever_was_used(amounts: list[tuple[float
 
 def test_csv_holds_the_lines_and_no_formulas() -> None:
     up = machine()
-    report = share_out([(("m", "1", "=cmd()"), used(0.1, up)), (("m", "1", "ada"), used(0.2, up))], up, question())
+    callers = ["ada", "=cmd()", "\t=cmd()", "\uff1dcmd()", "-1", "@x"]
+    report = share_out([(("m", "1", name), used(0.1, up)) for name in callers], up, question())
     rows = list(csv.DictReader(io.StringIO(report.csv())))
-    assert [row["tenant"] for row in rows] == ["ada", "'=cmd()", "(idle)"]
+    assert {row["tenant"] for row in rows} == {"ada", "(idle)", *(f"'{name}" for name in callers[1:])}
     assert sum(float(row["money"]) for row in rows) == pytest.approx(report.bill)
 
 
