@@ -330,7 +330,7 @@ class Residency:
                 elif victims:
                     found = self._residents[victims[0].key]
                     await self._leave(found, evicted=True)
-                elif self._is_alone(resident):
+                elif self._is_alone(resident, expected):
                     break  # what else is held is no model's, and nobody could make it less
                 elif time.monotonic() >= deadline:
                     raise Unavailable("no room: every model in memory is in use or pinned", resident.key, "Wait.", 5.0)
@@ -338,10 +338,17 @@ class Residency:
                     await self._wait_for_change(min(deadline, time.monotonic() + 0.5))
             self.charges.reserve(resident.key, expected)
 
-    def _is_alone(self, resident: Resident) -> bool:
-        """Whether no other model holds memory or has been given room; others may wait for theirs."""
-        others = (other for other in self._residents.values() if other is not resident)
-        return all(other.state == LOADING and not self.charges.promised(other.key) for other in others)
+    def _is_alone(self, resident: Resident, expected: int) -> bool:
+        """Whether no other model holds memory or has been given room, but pinned ones beside which it would fit.
+
+        Others may wait for theirs.
+        """
+        others = [other for other in self._residents.values() if other is not resident]
+        pinned = [one for one in others if one.state == READY and not one.in_flight and one.version.name in self.pinned]
+        held = sum(self.part(one.key) for one in pinned)
+        rest = (other for other in others if other not in pinned)
+        waiting = all(other.state == LOADING and not self.charges.promised(other.key) for other in rest)
+        return waiting and held + expected <= self.charges.budget
 
     def _weights_are_here(self, resident: Resident) -> bool:
         """Whether another model has the same weights in memory, in full or about to be.

@@ -70,6 +70,7 @@ class Warmer:
         self._one_write = asyncio.Lock()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._flushing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin; without it only `turn` does anything."""
@@ -156,7 +157,8 @@ class Warmer:
                 self._wake.clear()
                 await self._try_turn()
                 due = time.monotonic() + self._settings.warmup_seconds
-            await asyncio.shield(asyncio.create_task(self.flush()))  # `stop` must not lose what it took
+            self._flushing = asyncio.create_task(self.flush())
+            await asyncio.shield(self._flushing)  # `stop` must not lose what it took
             with suppress(TimeoutError):
                 pause = min(self._settings.usage_flush_seconds, max(0.0, due - time.monotonic()))
                 await asyncio.wait_for(self._wake.wait(), pause)
