@@ -55,6 +55,18 @@ class Optional(torch.nn.Module):
         return y if bias is None else y + bias
 
 
+class Between(torch.nn.Module):
+    """A default that cannot be sent stands between two tensors, and one that has none."""
+
+    def forward(self, x, factor: float = 2.0, bias: torch.Tensor = torch.ones(1)):
+        return x * factor + bias
+
+
+class Nothing(torch.nn.Module):
+    def forward(self, x, bias: torch.Tensor | None):
+        return x if bias is None else x + bias
+
+
 class Writes(torch.nn.Module):
     def forward(self, x):
         x.add_(1)
@@ -207,6 +219,14 @@ def test_optional_arguments(load: Load) -> None:
     assert runner.run({"x": x})["y"].tolist() == [0, 2, 4]
     assert runner.run({"x": x, "bias": x})["y"].tolist() == [0, 3, 6]
     assert load(config, lambda file: script(Optional(), file)).run({"x": x})["y"].tolist() == [0, 2, 4]
+    runner = load(config + bias, lambda file: script(Between(), file))
+    assert runner.run({"x": x})["y"].tolist() == [1, 3, 5]
+    assert runner.run({"x": x, "bias": x})["y"].tolist() == [0, 3, 6]
+    runner = load(config + bias, lambda file: script(Nothing(), file))
+    assert runner.run({"x": x})["y"].tolist() == [0, 1, 2]
+    assert runner.run({"x": x, "bias": x})["y"].tolist() == [0, 2, 4]
+    required = config.replace("dims: -1 }", "dims: -1 optional: true }", 1)
+    assert not load(required, lambda file: script(Optional(), file)).inputs[0].optional, "forward cannot do without"
 
 
 def test_every_datatype(load: Load) -> None:

@@ -39,11 +39,19 @@ _DATATYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One argument of a program; `spec` is None where the program does not say its type (TorchScript)."""
+    """One argument of a program.
+
+    Attributes:
+        spec: None where the program does not say its type (TorchScript).
+        optional: it may be left out.
+        default: what it then is, is the program's own business; else it must be given as None.
+        keyword: it is given by name.
+    """
 
     name: str
     spec: TensorSpec | None = None
     optional: bool = False
+    default: bool = False
     keyword: bool = False
 
 
@@ -70,11 +78,9 @@ class Program:
         if self.takes_table:
             return self.function(dict(tensors))
         given = {binding.argument_of[name]: tensor for name, tensor in tensors.items()}
-        ordered = [argument for argument in self.arguments if not argument.keyword]
-        while ordered and ordered[-1].optional and ordered[-1].name not in given:
-            ordered.pop()  # its default counts
-        by_name = {each.name: given[each.name] for each in self.arguments if each.keyword and each.name in given}
-        return self.function(*(given.get(argument.name) for argument in ordered), **by_name)
+        ordered = [given[each.name] for each in self.arguments if not each.keyword]
+        named = [each for each in self.arguments if each.keyword and (each.name in given or not each.default)]
+        return self.function(*ordered, **{each.name: given.get(each.name) for each in named})
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +131,8 @@ def script_program(file: Path, device: torch.device) -> Program:
             what = f"forward takes {each.name!r} as {kind}, which cannot be sent"
             raise Invalid(what, file.name, "Take tensors, or one Dict[str, Tensor].")
         if kind in ("Tensor", "Optional[Tensor]"):
-            arguments.append(Argument(each.name, optional=each.has_default_value() or kind != "Tensor"))
+            default = each.has_default_value()
+            arguments.append(Argument(each.name, None, default or kind != "Tensor", default, keyword=True))
     if table and len(schema.arguments) != 2:
         raise Invalid("forward takes a dictionary beside other arguments", file.name, "Take one Dict[str, Tensor].")
     return Program(module, device, tuple(arguments), None, table)
@@ -185,10 +192,10 @@ def bind(config: ModelConfig, program: Program) -> Binding:
         raise Invalid("TorchScript does not say its types", where, "Declare the inputs and outputs.")
     if not config.outputs and program.outputs is None:
         raise Invalid("TorchScript does not say its types", where, "Declare the inputs and outputs.")
-    known = {each.name: each.spec for each in program.arguments}
-    inputs = tuple(
-        _named(known.get(argument_of.get(spec.name, "")), spec, config, config.input_reshape) for spec in config.inputs
-    ) or tuple(each.spec for each in program.arguments if each.spec)
+    known = {each.name: each for each in program.arguments}
+    inputs = tuple(_input(known.get(argument_of.get(spec.name, "")), spec, config) for spec in config.inputs) or tuple(
+        each.spec for each in program.arguments if each.spec
+    )
     outputs = tuple(
         _named(_output(program.outputs, spec.name, at, where), spec, config, config.output_reshape)
         for at, spec in enumerate(config.outputs)
@@ -230,12 +237,18 @@ def _output(outputs: tuple[TensorSpec, ...] | None, name: str, at: int, where: s
     return by_name.get(name) or outputs[place]
 
 
+def _input(argument: Argument | None, declared: TensorSpec, config: ModelConfig) -> TensorSpec:
+    """An input as declared; of one table of tensors, any key may be declared."""
+    spec = _named(argument.spec if argument else None, declared, config, config.input_reshape)
+    return replace(spec, optional=declared.optional and (argument is None or argument.optional))
+
+
 def _named(
     own: TensorSpec | None, declared: TensorSpec, config: ModelConfig, reshapes: Mapping[str, tuple[int, ...]]
 ) -> TensorSpec:
     """What the program says under the declared name, or else what is declared, in the program's own shape."""
     if own is not None:
-        return replace(own, name=declared.name, optional=declared.optional)
+        return replace(own, name=declared.name)
     lead = (-1,) if config.max_batch_size else ()
     return replace(declared, shape=lead + reshapes.get(declared.name, declared.shape))
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from octavo.errors import DeadlineExceeded, Invalid, NotFound, OutOfMemory, Unavailable
+from octavo.serving.autoscaling.targets import ScalingTarget, TargetTracking, write_target
 from octavo.serving.endpoint import Endpoint, Variant
 from octavo.serving.fleet.member import READY
 from octavo.serving.fleet.metrics import FleetCollector
-from octavo.serving.fleet.scaling import Tracker, policy_of
+from octavo.serving.fleet.scaling import Tracker
 from octavo.serving.fleet.service import FleetServing
 from octavo.serving.inference import InferRequest
 from octavo.serving.metrics import ServingCollector
-from octavo.settings import FleetSettings
 
 from ..served_models import BATCHED, CHAIN, put, times
 from .conftest import OpenFleet
@@ -235,10 +235,11 @@ async def test_a_caller_who_leaves_is_not_waited_for(tiny_repository: Path, open
 
 
 async def test_scaling_is_applied_and_draining_fails_nothing(tiny_repository: Path, open_fleet: OpenFleet) -> None:
-    serving, cluster = await open_fleet(tiny_repository, min_replicas=1, max_replicas=2, drain_seconds=30)
+    serving, cluster = await open_fleet(
+        tiny_repository, min_replicas=1, max_replicas=2, drain_seconds=30, invocations_per_replica=10
+    )
     replicas, now = serving.fleet.replicas, [0.0]
-    limits = FleetSettings(max_replicas=2, invocations_per_replica=10)
-    replicas.tracker = Tracker(policy_of(limits), lambda: now[0], time.time)
+    replicas.tracker = Tracker(replicas.tracker.policy, lambda: now[0], time.time)
 
     async def minute(requests: int) -> None:
         before = len(replicas.tracker.readings)
@@ -269,6 +270,19 @@ async def test_scaling_is_applied_and_draining_fails_nothing(tiny_repository: Pa
     assert (replicas.lost, serving.fleet.routed.resent) == (0, 0)
     assert sum(link.dead for link in cluster.links) == 1
     assert serving.statistics("double")[0].success.count == 36, "what a replica did outlives it"
+
+
+async def test_a_policy_declared_for_an_endpoint_scales_the_fleet(tiny_repository: Path, open_fleet: OpenFleet) -> None:
+    serving, _ = await open_fleet(tiny_repository, min_replicas=1, max_replicas=2)
+    tracking = TargetTracking(name="p", metric="invocations_per_instance", target=70)
+    target = ScalingTarget(endpoint="door", variant="a", min_capacity=2, max_capacity=5, policies=(tracking,))
+    write_target(serving.documents, target, 0)
+    again, _ = await open_fleet(tiny_repository, min_replicas=1, max_replicas=2)
+    replicas, now = again.fleet.replicas, [0.0]
+    await until(lambda: replicas.tracker.policy.invocations_per_instance == 70)
+    replicas.tracker = Tracker(replicas.tracker.policy, lambda: now[0], time.time)
+    now[0] = 60.0
+    await until(lambda: len(replicas.ready) == 2)
 
 
 async def test_what_does_not_drain_in_time_moves(tiny_repository: Path, open_fleet: OpenFleet) -> None:

@@ -17,10 +17,10 @@ import pytest
 from octavo.errors import Invalid, MissingExtra, Unavailable
 from octavo.serving.client import Client
 from octavo.serving.fleet import address
-from octavo.serving.fleet.scaling import Tracker, policy_of
+from octavo.serving.fleet.scaling import Tracker
 from octavo.serving.fleet.service import FleetServing
 from octavo.serving.inference import InferRequest
-from octavo.settings import FleetSettings, Settings, load_settings
+from octavo.settings import Settings, load_settings
 
 from ..live import octavo, octavo_up
 from ..served_models import BATCHED, publish_tiny_models, put, times
@@ -129,11 +129,11 @@ async def test_two_nodes_answer_as_one_server_and_a_lost_node_fails_nothing(flee
 
 @with_ray
 async def test_scaling_launches_and_drains_replicas(workspace: Path, cluster: Any, session_folder: Path) -> None:
-    serving = await FleetServing.open(settings(workspace, cluster, session_folder, min_replicas=1))
+    limits = {"min_replicas": 1, "max_replicas": 2, "invocations_per_replica": 10}
+    serving = await FleetServing.open(settings(workspace, cluster, session_folder, **limits))
     try:
         replicas, now = serving.fleet.replicas, [0.0]
-        limits = FleetSettings(max_replicas=2, invocations_per_replica=10)
-        replicas.tracker = Tracker(policy_of(limits), lambda: now[0], time.time)
+        replicas.tracker = Tracker(replicas.tracker.policy, lambda: now[0], time.time)
         for minute in range(1, 4):
             await zipf_traffic(serving, 15, 3, {})
             now[0] += 60

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from octavo.errors import Invalid
-from octavo.serving.fleet.scaling import Tracker, policy_of
+from octavo.serving.autoscaling.policy import ScalingPolicy
+from octavo.serving.fleet.scaling import Tracker, combined, policy_of
 from octavo.settings import FleetSettings
 
 
@@ -80,6 +81,21 @@ def test_without_a_running_replica_nothing_is_known() -> None:
     found, clock = tracker()
     minutes(found, clock, 20, 5, [])
     assert (found.capacity, found.last().memory_utilisation, found.last().invocations_per_instance) == (1, None, None)
+
+
+def test_declared_policies_take_the_place_of_the_fleets_own_within_its_bounds() -> None:
+    own = policy_of(FleetSettings(min_replicas=2, max_replicas=6))
+    assert combined(own, []) == own
+    one = ScalingPolicy(max_capacity=4, memory_utilisation=None, invocations_per_instance=70, scale_in_cooldown=600)
+    other = ScalingPolicy(min_capacity=3, max_capacity=3, memory_utilisation=60, invocations_per_instance=90)
+    both = combined(own, [one, other])
+    assert (both.min_capacity, both.max_capacity) == (3, 4)
+    assert (both.memory_utilisation, both.invocations_per_instance) == (60, 70)
+    assert (both.scale_out_cooldown, both.scale_in_cooldown) == (300, 600)
+    assert combined(own, [one]).memory_utilisation is None
+    beyond = combined(own, [ScalingPolicy(min_capacity=9, max_capacity=20)])
+    assert (beyond.min_capacity, beyond.max_capacity) == (6, 6)
+    assert combined(own, [ScalingPolicy(max_capacity=1)]).max_capacity == 2
 
 
 def test_more_least_than_most_is_refused() -> None:

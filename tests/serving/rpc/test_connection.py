@@ -524,6 +524,30 @@ async def test_a_message_has_a_time_to_come() -> None:
         assert server.calls == 1  # a stream may be quiet between messages
 
 
+async def test_a_plain_call_that_is_never_ended_has_a_time_too() -> None:
+    async with serving(Echo()) as (server, port), connected(port) as client:
+        client.write(opened(1, b"Say"), write_frame(Kind.DATA, 0, 1, message(bytes(FIRST_WINDOW - 5))))
+        client.write(opened(3, b"Say"), *(write_frame(Kind.DATA, 0, 3, message(bytes(1000))) for _ in range(9)))
+        assert await client.lives()
+        sweep(server, LIMITS.message_seconds + 1)
+        assert [(await client.answer(stream))[1][b"grpc-status"] for stream in (1, 3)] == [b"4", b"4"]
+        assert server.calls == 0
+
+
+async def test_large_messages_that_are_held_back_are_not_late() -> None:
+    async with serving(Echo()) as (server, port), connected(port) as client:
+        raw = message(bytes(2**20))[:FIRST_WINDOW]
+        last = 2 * limits.LARGE_AT_ONCE + 1
+        for stream in range(1, last + 1, 2):
+            client.write(opened(stream, b"Say"), write_frame(Kind.DATA, 0, stream, raw))
+        await client.until(Kind.WINDOW_UPDATE, last - 2)
+        (call,) = (call for one in server.connections for call in one.calls if call.stream == last)
+        assert call.held_back
+        client.write(write_number(Kind.RST_STREAM, 1, Fault.CANCEL))
+        await client.until(Kind.WINDOW_UPDATE, last)
+        assert not call.held_back
+
+
 async def test_a_quiet_client_is_asked_whether_it_lives() -> None:
     async with serving(Echo()) as (server, port), connected(port) as client:
         assert await client.lives()

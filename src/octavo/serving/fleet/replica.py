@@ -19,6 +19,7 @@ from octavo.serving.ensemble import MAX_DEPTH
 from octavo.serving.fleet.report import Outcome, Report, Told
 from octavo.serving.inference import InferAnswer, InferRequest
 from octavo.serving.memory import available_bytes
+from octavo.serving.pair import is_pair
 from octavo.serving.repository import Change
 from octavo.serving.resident import UNLOADING
 from octavo.serving.service import Serving
@@ -35,12 +36,13 @@ class ReplicaServing(Serving):
     """A server that tells a front what it holds."""
 
     def holds(self, name: str, version: str, depth: int = 0) -> bool:
-        """Whether a model is in memory or on its way in; an ensemble, whether all its steps are."""
+        """Whether a model is in memory or on its way in; of an ensemble all its steps, of a pair one encoder."""
         found = self._catalogue.known(name, version)
         if found is None or depth > MAX_DEPTH:
             return False
         if found.config.ensemble:
-            return all(self.holds(step.model, step.version, depth + 1) for step in found.config.ensemble)
+            steps = (self.holds(step.model, step.version, depth + 1) for step in found.config.ensemble)
+            return any(steps) if is_pair(found.config) else all(steps)
         resident = self._residency.find(found.name, found.version)
         return resident is not None and resident.state != UNLOADING
 
@@ -69,6 +71,10 @@ class ReplicaServing(Serving):
         """Why models could not be loaded lately, by `name/version`."""
         return self._residency.failures.reasons()
 
+    def record_usage(self) -> None:
+        """Begin to write down what is used; what else a server does by itself is the front's."""
+        self._usage.start()
+
     async def write_usage(self) -> None:
         """Write down what was used, and what came of loading ahead, until now."""
         await self._usage.flush()
@@ -92,7 +98,8 @@ class Replica:
         """Open the server; `settings` are what `settings_for_replicas` made of the front's."""
         self._workspace = Path(tempfile.mkdtemp(prefix="octavo-replica-"))
         try:
-            self._open = await ReplicaServing.open(settings_of_replica(settings, self._workspace))
+            self._open = await ReplicaServing.open(settings_of_replica(settings, self._workspace), keep_pinned=False)
+            self._open.record_usage()
         except OctavoError as error:
             shutil.rmtree(self._workspace, ignore_errors=True)
             return error

@@ -41,11 +41,36 @@ def policy_of(settings: FleetSettings) -> ScalingPolicy:
     )
 
 
+def combined(own: ScalingPolicy, declared: Sequence[ScalingPolicy]) -> ScalingPolicy:
+    """What a fleet is held at where policies are declared for endpoints' variants, whose instances its replicas are.
+
+    They take the place of the fleet's own targets: of each metric the lowest, the longest cooldowns, the highest of the
+    bounds. The fleet's own bounds are not left.
+    """
+    if not declared:
+        return own
+    targets: dict[str, float | None] = {}
+    for metric in ("memory_utilisation", "invocations_per_instance"):
+        given = [target for each in declared if (target := getattr(each, metric)) is not None]
+        targets[metric] = min(given, default=None)
+    most = min(own.max_capacity, max(own.min_capacity, *(each.max_capacity for each in declared)))
+    return own.model_copy(
+        update={
+            **targets,
+            "min_capacity": min(most, max(own.min_capacity, *(each.min_capacity for each in declared))),
+            "max_capacity": most,
+            "scale_out_cooldown": max(each.scale_out_cooldown for each in declared),
+            "scale_in_cooldown": max(each.scale_in_cooldown for each in declared),
+            "disable_scale_in": any(each.disable_scale_in for each in declared),
+        }
+    )
+
+
 class Tracker:
     """Holds a fleet at its targets; keeps the readings and the decisions.
 
     Args:
-        policy: the targets.
+        policy: the targets; they may be changed.
         clock: seconds that only go forward.
         wall: seconds since 1970.
     """

@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Self
 
 from octavo.errors import OctavoError
+from octavo.serving.autoscaling.targets import scaling_policies
 from octavo.serving.backend import Backend
 from octavo.serving.costs.report import CostReport
 from octavo.serving.fleet.fleet import Fleet, given
@@ -26,6 +27,7 @@ from octavo.serving.fleet.merging import held_bytes, merged
 from octavo.serving.fleet.metrics import FleetCollector
 from octavo.serving.fleet.replicas import Replicas
 from octavo.serving.fleet.report import Report, add_counters, add_work
+from octavo.serving.fleet.scaling import combined
 from octavo.serving.fleet.status import FleetStatus, status_of
 from octavo.serving.inference import InferAnswer, InferRequest
 from octavo.serving.repository import Change, ModelVersion, Repository
@@ -42,6 +44,7 @@ log = logging.getLogger("octavo.serving.fleet")
 Interface = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
 _PIN_PAUSE = 10.0
+_POLICY_SECONDS = 10.0
 
 
 class FleetServing(Serving):
@@ -58,6 +61,7 @@ class FleetServing(Serving):
         self._pin_retry: dict[str, float] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._turnover.listeners.append(self._spread)
+        self._own_policy = self.fleet.replicas.tracker.policy
         self._report_seconds = settings.fleet.report_seconds
 
     @classmethod
@@ -85,8 +89,10 @@ class FleetServing(Serving):
         except BaseException:
             await serving.close()
             raise
+        serving._run(serving._follow_policies())
         if keep_pinned:
             serving._pinning = asyncio.create_task(serving._keep_pinned())
+            serving.sagemaker.start()
         return serving
 
     async def close(self) -> None:
@@ -204,9 +210,22 @@ class FleetServing(Serving):
 
     def _spread(self, change: Change) -> None:
         """Tell all replicas of a change at once."""
-        task = asyncio.create_task(self.fleet.everywhere("look_again", change.name, change.kind))
+        self._run(self.fleet.everywhere("look_again", change.name, change.kind))
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    async def _follow_policies(self) -> None:
+        """Scale by what is declared for endpoints' variants, as soon as something is."""
+        while True:
+            try:
+                declared = await asyncio.to_thread(scaling_policies, self.documents)
+                self.fleet.replicas.tracker.policy = combined(self._own_policy, list(declared.values()))
+            except OctavoError as error:
+                log.warning("the scaling policies stay as they are, they cannot be read: %s", error)
+            await asyncio.sleep(_POLICY_SECONDS)
 
     def _told(self, report: Report) -> None:
         """Add what a replica did to the totals, which so outlive it."""

@@ -87,6 +87,11 @@ class Call:
         self.gone = False  # nobody is there to be answered
         self.late: Refused | None = None  # why the server itself ends it
 
+    @property
+    def held_back(self) -> bool:
+        """Whether it is the server that keeps the client from sending the rest of a message."""
+        return self.window <= 0 and (self.assembler.missing > 0 or self.method.unary is None)
+
     def seconds_left(self) -> float | None:
         """Until the deadline; None when there is none."""
         return None if self.deadline is None else self.deadline - time.monotonic()

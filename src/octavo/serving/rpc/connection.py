@@ -197,7 +197,7 @@ class Connection(asyncio.Protocol):
             self._calls.abandon(call, Fault.CANCEL)
         elif call.deadline is not None and now > call.deadline:
             self._calls.stop(call, Refused(Code.DEADLINE_EXCEEDED, "the call's deadline passed"))
-        elif call.waits_since is not None and call.window > 0 and now - call.waits_since > patient:
+        elif call.waits_since is not None and now - call.waits_since > patient and not call.held_back:
             self._calls.stop(call, Refused(Code.DEADLINE_EXCEEDED, f"a message took over {patient:g} seconds to come"))
 
     def _keep_alive(self, now: float) -> None:
