@@ -26,6 +26,7 @@ ORDER = (
     "fleet",
     "conformance",
     "mixed_traffic",
+    "warmup",
 )
 
 

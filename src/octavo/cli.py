@@ -43,6 +43,9 @@ DOORS: dict[str, Door] = {
     "costs": Door(
         "octavo.serving.costs.commands:costs", "What models and tenants cost, and save.", "serving", "onnxruntime"
     ),
+    "warmup": Door(
+        "octavo.serving.warmup.commands:app", "Load models before they are asked for.", "serving", "onnxruntime"
+    ),
     "autoscaling": Door(
         "octavo.serving.autoscaling.commands:app",
         "The fleet's replicas; dry runs of a scaling policy.",

@@ -122,6 +122,13 @@ class ServingSettings(_Section):
     usage_flush_seconds: float = Field(
         10.0, gt=0, description="How often usage is written to the database; a crash loses no more than that."
     )
+    warmup_seconds: float = Field(60.0, gt=0, description="How often it is looked at what to load ahead of requests.")
+    warmup_share: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Share of the memory budget for models loaded ahead by warm-up rules; 0 loads none.",
+    )
     usage_days: int = Field(400, ge=1, description="Days usage is kept.")
     allow_code: bool = Field(False, description="Run Python and PyTorch models found in the repository.")
     python_memory: ByteSize = Field(

@@ -26,7 +26,7 @@ def question(**more: object) -> CostQuestion:
 
 def machine(hours: float = 10, gib: float = 4, cores: float = 2) -> Capacity:
     seconds = hours * HOUR
-    return Capacity(seconds, gib * GIB * seconds, cores * seconds)
+    return Capacity(seconds, gib * GIB * seconds, cores * seconds, seconds)
 
 
 def used(share: float, of: Capacity, requests: int = 1) -> Usage:
@@ -100,6 +100,14 @@ def test_the_saving_is_against_an_instance_per_model() -> None:
     assert sum(by_pair.values()) == pytest.approx(report.alone)
 
 
+def test_two_machines_do_not_double_what_an_instance_per_model_would_cost(database: Database) -> None:
+    table = UsageTable(database)
+    for _ in range(2):
+        table.add({(HOUR_NOW - 2, "m", "1", "ada"): Usage(1, 0, 0, 1, GIB)}, {HOUR_NOW - 2: Capacity(HOUR, GIB, HOUR)})
+    report = cost_report(table, question())
+    assert (report.hours, report.bill, report.alone) == (2, 2, 0.5)
+
+
 def test_sums_by_tenant_and_by_model_keep_the_total() -> None:
     up = machine()
     lines = [((model, "1", tenant), used(0.1, up)) for model in "mn" for tenant in ("ada", "bob")]
@@ -142,9 +150,10 @@ def test_lines_and_idle_are_the_bill_whatever_was_used(amounts: list[tuple[float
 
 def test_csv_holds_the_lines_and_no_formulas() -> None:
     up = machine()
-    report = share_out([(("m", "1", "=cmd()"), used(0.1, up)), (("m", "1", "ada"), used(0.2, up))], up, question())
+    callers = ["ada", "=cmd()", "\t=cmd()", "\uff1dcmd()", "-1", "@x"]
+    report = share_out([(("m", "1", name), used(0.1, up)) for name in callers], up, question())
     rows = list(csv.DictReader(io.StringIO(report.csv())))
-    assert [row["tenant"] for row in rows] == ["ada", "'=cmd()", "(idle)"]
+    assert {row["tenant"] for row in rows} == {"ada", "(idle)", *(f"'{name}" for name in callers[1:])}
     assert sum(float(row["money"]) for row in rows) == pytest.approx(report.bill)
 
 
@@ -164,7 +173,7 @@ def test_what_is_added_adds_up(table: UsageTable) -> None:
     found = dict(table.usage(NOW - timedelta(hours=2), NOW))
     assert found["m", "1", "ada"] == Usage(7, 3, 3, 1.5, 3e12)
     assert found["m", "1", "bob"].requests == 9
-    assert table.capacity(NOW - timedelta(hours=2), NOW) == Capacity(30, 3e13, 60)
+    assert table.capacity(NOW - timedelta(hours=2), NOW) == Capacity(30, 3e13, 60, 30)
     this_hour = NOW.replace(minute=0)
     assert dict(table.usage(this_hour, NOW))["m", "1", "ada"].requests == 6
     assert [(model, each.requests) for _, model, each in table.hourly(this_hour, NOW)] == [("m", 15)]

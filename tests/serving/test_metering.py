@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import signal
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -42,7 +43,7 @@ class House:
     def __init__(self) -> None:
         self.now = 10 * HOUR
         self.held: dict[str, int] = {}
-        self.meter = Meter(100 * MIB, 2, lambda: self.held, lambda: self.now, lambda: self.now)
+        self.meter = Meter(100 * MIB, 2, lambda: self.held, self.held.__getitem__, lambda: self.now, lambda: self.now)
 
     def arrive(self, asked_by: str | None, held: int = 10, runner: object = None) -> Resident:
         version: Any = SimpleNamespace(name="m", version="1", key="m/1")
@@ -165,6 +166,29 @@ async def test_nothing_is_lost_while_the_database_is_away() -> None:
     ((usage, capacity),) = table.rows
     assert usage[10, "m", "1", "ada"].requests == 3
     assert capacity[10].seconds == 3
+
+
+async def test_nothing_is_lost_when_whoever_asks_for_the_costs_leaves() -> None:
+    house, entered, go_on = House(), threading.Event(), threading.Event()
+
+    class Slow(Away):
+        def add(self, usage: dict[UsageKey, Usage], capacity: dict[int, Capacity]) -> None:
+            entered.set()
+            go_on.wait()
+            super().add(usage, capacity)
+
+    table = Slow()
+    recording = Recording(house.meter, table, 1000.0, 1)  # type: ignore[arg-type]
+    house.meter.answered((*MODEL, "ada"), failed=False)
+    asking = asyncio.create_task(recording.flush())
+    await asyncio.to_thread(entered.wait)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    go_on.set()  # and the write fails
+    await recording.flush()
+    table.back = True
+    await recording.flush()
+    assert [amounts.requests for usage, _ in table.rows for amounts in usage.values()] == [1]
 
 
 async def test_usage_without_a_database_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,6 +276,18 @@ async def test_a_pin_survives_pressure_and_the_rest_gives_way(tmp_path: Path, op
     assert not any(model.pinned for model in serving.residency().models)
 
 
+async def test_a_pinned_model_does_not_make_others_wait_for_what_no_model_holds(
+    tmp_path: Path, open_serving: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        put(tmp_path / "models", f"m{number}", weights(1024, number), BATCHED)  # 4 MiB each
+    serving = await open_serving(tmp_path, memory_budget=44 * MIB, tiered=False, load_timeout=20)
+    await serving.pin("m0")
+    monkeypatch.setattr(serving._residency.charges, "charged", lambda: 44 * MIB)  # the allocator has not given it back
+    await serving.infer(InferRequest("m1", {"x": np.ones((1, 1024), dtype=np.float32)}))
+    assert resident(serving) == {"m0/1", "m1/1"}
+
+
 async def test_loads_that_need_room_do_not_wait_for_upgrades_that_need_slots(
     tmp_path: Path, open_serving: Open
 ) -> None:

@@ -16,7 +16,13 @@ from octavo.errors import Conflict
 from octavo.storage import Base, Database
 from octavo.storage.schema import MIGRATIONS, current_version, newest_version
 
-TABLES = ["octavo.access.tables", "octavo.jobs.tables", "octavo.storage.documents", "octavo.serving.costs.table"]
+TABLES = [
+    "octavo.access.tables",
+    "octavo.jobs.tables",
+    "octavo.storage.documents",
+    "octavo.serving.costs.table",
+    "octavo.serving.warmup.table",
+]
 """The modules of all wings that declare tables."""
 
 

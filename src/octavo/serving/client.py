@@ -212,6 +212,31 @@ class Client:
         found: dict[str, Any] = self._json("GET", f"/api/serving/costs?{urlencode(asked)}")
         return found
 
+    def warmup_rules(self) -> list[dict[str, Any]]:
+        """Every warm-up rule."""
+        rows: list[dict[str, Any]] = self._json("GET", "/api/serving/warmup/rules")
+        return rows
+
+    def set_warmup_rule(self, name: str, rule: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a warm-up rule or change it, whole; with `revision` in it only over that."""
+        path = f"/api/serving/warmup/rules/{quote(name, safe='')}"
+        found: dict[str, Any] = orjson.loads(self._send("PUT", path, orjson.dumps(dict(rule))).content)
+        return found
+
+    def remove_warmup_rule(self, name: str) -> None:
+        """Take a warm-up rule away; what it loaded stays until somebody needs the room."""
+        self._send("DELETE", f"/api/serving/warmup/rules/{quote(name, safe='')}")
+
+    def warmup_plan(self) -> dict[str, Any]:
+        """What the rules would have loaded now, and why not the rest."""
+        found: dict[str, Any] = self._json("GET", "/api/serving/warmup/plan")
+        return found
+
+    def warmup_report(self, **asked: str) -> dict[str, Any]:
+        """Cold starts avoided: `since` and `by` as `octavo warmup report` takes them."""
+        found: dict[str, Any] = self._json("GET", f"/api/serving/warmup/report?{urlencode(asked)}")
+        return found
+
     def fleet(self) -> dict[str, Any]:
         """The fleet behind the server: replicas, routing, scaling; `NotFound` when it runs alone."""
         found: dict[str, Any] = self._json("GET", "/api/serving/fleet")

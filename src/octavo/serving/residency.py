@@ -43,6 +43,9 @@ class Residency:
         charges: the memory ledger; its budget is the limit.
         arrived: called on the event loop when a model is ready to be leased.
         leaving: called before a model that was ready is closed.
+
+    Models whose names are in `pinned` never leave by themselves; those whose keys are in `kept` leave when nobody else
+    can.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Residency:
         self.charges = charges
         self.counters = Counters()
         self.pinned: set[str] = set()
+        self.kept: frozenset[str] = frozenset()
         self._loader = loader
         self._settings = settings
         self._arrived = arrived
@@ -90,6 +94,16 @@ class Residency:
             for key, resident in self._residents.items()
         }
 
+    def part(self, key: str) -> int:
+        """What one model holds, as `parts` has it of all; 0 when it is not there."""
+        resident = self._residents.get(key)
+        if resident is None:
+            return 0
+        shared = self.charges.shared(resident.share_key)
+        if shared:
+            shared //= sum(other.share_key == resident.share_key for other in self._residents.values())
+        return self.charges.of(key) + shared
+
     async def lease(self, version: ModelVersion, deadline: float, caller: str = "") -> Resident:
         """Get a model that will stay until `release`; loads it, in the name of the caller, when it is not there.
 
@@ -123,6 +137,33 @@ class Residency:
         if resident.upgrade is not None:
             await asyncio.shield(resident.upgrade)
 
+    async def load_ahead(self, version: ModelVersion) -> None:
+        """Bring a model in before anybody asks for it, as a request would, but only into memory that is free.
+
+        Raises:
+            Unavailable: it does not fit what is free, or it could not be loaded lately.
+            OctavoError: what loading said.
+        """
+        await self._ready(version, time.monotonic() + self._settings.load_timeout, quick=True, ahead=True)
+
+    async def give_way(self, key: str) -> None:
+        """Send a model out for one that is worth more; not when somebody uses it or it is pinned."""
+        resident = self._residents.get(key)
+        if resident is None or resident.state != READY or resident.in_flight or resident.version.name in self.pinned:
+            return
+        await self._leave(resident, evicted=True)
+
+    async def expects(self, version: ModelVersion) -> int:
+        """Bytes that loading a model is expected to take.
+
+        Raises:
+            Invalid: there is no such backend.
+        """
+        backend, loop = self._loader.backend(version), asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads, backend.start)
+        files = await loop.run_in_executor(self._threads, backend.disk_bytes, version)
+        return self.charges.expected(version.digest, backend.share_key(version), files)
+
     async def unload(self, name: str, version: str) -> None:
         """Send a model out, after what is in flight; `NotFound` when it is not in memory."""
         resident = self.find(name, version)
@@ -152,17 +193,22 @@ class Residency:
         while self._background:
             await asyncio.gather(*self._background, return_exceptions=True)
 
-    async def _ready(self, version: ModelVersion, deadline: float, quick: bool, caller: str | None = None) -> Resident:
+    async def _ready(
+        self, version: ModelVersion, deadline: float, quick: bool, caller: str | None = None, ahead: bool = False
+    ) -> Resident:
         """The resident in state READY, whatever it takes."""
         key = version.key
         while True:
             resident = self._residents.get(key)
             if resident is None:
                 self.failures.refuse(version)
-                resident = Resident(version, caller)
+                resident = Resident(version, caller, ahead=ahead)
                 resident.loading = asyncio.create_task(self._load(resident, quick))
                 resident.loading.add_done_callback(_retrieve)
                 self._residents[key] = resident
+            if resident.ahead and not ahead and resident.state != UNLOADING:
+                # From now on somebody waits for it, and it may take others' room.
+                resident.ahead, resident.asked_by = False, caller
             if resident.state == READY:
                 return resident
             if time.monotonic() >= deadline:
@@ -176,7 +222,7 @@ class Residency:
 
     async def _load(self, resident: Resident, quick: bool) -> None:
         """Make room, load, charge; on failure leave no trace but the back-off."""
-        version = resident.version
+        version, start = resident.version, time.monotonic()
         try:
             backend = self._loader.backend(version)
             await asyncio.get_running_loop().run_in_executor(self._threads, backend.start)
@@ -206,6 +252,7 @@ class Residency:
         self.charges.share(resident.key, resident.share_key, backend.mapped_folders(version))
         self.failures.clear(resident.key)
         resident.state = READY
+        resident.load_seconds = time.monotonic() - start
         resident.in_flight += 1  # those who waited for the load get to lease it before anyone can evict it
         asyncio.get_running_loop().call_later(_GRACE, self.release, resident)
         self._arrived(resident)
@@ -217,7 +264,7 @@ class Residency:
     async def _load_charged(self, resident: Resident, expected: int, quick: bool) -> None:
         loop = asyncio.get_running_loop()
         self.charges.begin(resident.key, expected, resident.share_key)
-        cpu = time.thread_time()
+        cpu = 0.0
         try:
             load = loop.run_in_executor(self._threads, _timed, self._loader.load, resident.version, quick)
             async with asyncio.timeout(self._settings.load_timeout):
@@ -273,13 +320,17 @@ class Residency:
         deadline = time.monotonic() + self._settings.load_timeout
         async with self._room:
             while (free := self.charges.free()) < expected:
-                victims = self._policy.order(self._candidates())
+                victims = self._victims()
                 if free + self.charges.unmeasured() >= expected:
                     await self.measure()  # perhaps those promises were too high, and nobody has to leave
+                elif resident.ahead:
+                    raise Unavailable(
+                        "too little memory is free to load it ahead", resident.key, "It loads when asked."
+                    )
                 elif victims:
                     found = self._residents[victims[0].key]
                     await self._leave(found, evicted=True)
-                elif self._is_alone(resident):
+                elif self._is_alone(resident, expected):
                     break  # what else is held is no model's, and nobody could make it less
                 elif time.monotonic() >= deadline:
                     raise Unavailable("no room: every model in memory is in use or pinned", resident.key, "Wait.", 5.0)
@@ -287,10 +338,17 @@ class Residency:
                     await self._wait_for_change(min(deadline, time.monotonic() + 0.5))
             self.charges.reserve(resident.key, expected)
 
-    def _is_alone(self, resident: Resident) -> bool:
-        """Whether no other model holds memory or has been given room; others may wait for theirs."""
-        others = (other for other in self._residents.values() if other is not resident)
-        return all(other.state == LOADING and not self.charges.promised(other.key) for other in others)
+    def _is_alone(self, resident: Resident, expected: int) -> bool:
+        """Whether no other model holds memory or has been given room, but pinned ones beside which it would fit.
+
+        Others may wait for theirs.
+        """
+        others = [other for other in self._residents.values() if other is not resident]
+        pinned = [one for one in others if one.state == READY and not one.in_flight and one.version.name in self.pinned]
+        held = sum(self.part(one.key) for one in pinned)
+        rest = (other for other in others if other not in pinned)
+        waiting = all(other.state == LOADING and not self.charges.promised(other.key) for other in rest)
+        return waiting and held + expected <= self.charges.budget
 
     def _weights_are_here(self, resident: Resident) -> bool:
         """Whether another model has the same weights in memory, in full or about to be.
@@ -300,6 +358,10 @@ class Residency:
         key = resident.share_key
         tiers = {r.tier for r in self._residents.values() if key and r.share_key == key and r is not resident}
         return "full" in tiers or ("quick" in tiers and self._loader.is_prepared(resident.version))
+
+    def _victims(self) -> list[Candidate]:
+        """Who may leave, the one to leave first in front; those kept come last."""
+        return sorted(self._policy.order(self._candidates()), key=lambda victim: victim.key in self.kept)
 
     def _candidates(self) -> Iterable[Candidate]:
         sharers: dict[str, int] = {}
@@ -360,12 +422,12 @@ class Residency:
         limit = time.monotonic() - ttl
         for resident in self.residents if ttl else []:
             idle = resident.state == READY and not resident.in_flight and resident.last_used < limit
-            if idle and resident.version.name not in self.pinned:
+            if idle and resident.version.name not in self.pinned and resident.key not in self.kept:
                 await self._leave(resident, evicted=False)
 
     async def _shed(self) -> None:
         """Evict while over the budget, as far as leaving helps: buffers of running batches are no model's."""
-        victims = self._policy.order(self._candidates())
+        victims = self._victims()
         if sum(victim.size for victim in victims) < self.charges.charged() - self.charges.budget:
             return
         for victim in victims:

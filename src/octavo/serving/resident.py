@@ -16,7 +16,9 @@ LOADING, READY, UNLOADING = "LOADING", "READY", "UNLOADING"
 class Resident:
     """A model that is in memory, on its way in, or on its way out.
 
-    `asked_by` is the caller whose request it is loaded for; None when no request waits for it.
+    `asked_by` is the caller whose request it is loaded for; None when no request waits for it. `ahead` says that it was
+    loaded before anybody asked, and that nobody has since. `load_seconds` passed from the beginning of its load until
+    it could answer.
     """
 
     version: ModelVersion
@@ -28,6 +30,8 @@ class Resident:
     in_flight: int = 0
     last_used: float = field(default_factory=time.monotonic)
     load_cpu: float = 0.0
+    load_seconds: float = 0.0
+    ahead: bool = False
     tier: str = ""
     upgrade: asyncio.Task[None] | None = None
 

@@ -22,6 +22,7 @@ from octavo.serving.protocols import (
     sagemaker_endpoints,
     sagemaker_runtime,
     tenant_api,
+    warmup_api,
 )
 from octavo.serving.protocols.exchange import Door, Endpoint, Operation, Protocol
 
@@ -39,6 +40,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
     fleet_api.PROTOCOL,
     deployment_api.PROTOCOL,
     tenant_api.PROTOCOL,
+    warmup_api.PROTOCOL,
     sagemaker_runtime.PROTOCOL,
     sagemaker_container.PROTOCOL,
     aws_json.protocol(sagemaker_endpoints.SERVICE, application_autoscaling.SERVICE),

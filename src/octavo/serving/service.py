@@ -52,6 +52,11 @@ from octavo.serving.tenants.backend import TenantBackend, embedding_request
 from octavo.serving.tensors import Tensors, TensorSpec
 from octavo.serving.traffic import Traffic
 from octavo.serving.turnover import Turnover
+from octavo.serving.warmup.expectation import Chances
+from octavo.serving.warmup.rules import Rules
+from octavo.serving.warmup.table import WarmupTable
+from octavo.serving.warmup.targets import Targets
+from octavo.serving.warmup.warmer import Warmer
 from octavo.settings import Settings
 from octavo.storage.database import Database
 from octavo.storage.documents import Document, Documents
@@ -82,8 +87,16 @@ class Serving:
             Loader(backends, serving), serving, Charges(budget), self._model_arrived, self._model_leaves
         )
         self._turnover = Turnover(repository, self._catalogue, self._residency)
-        self._meter = Meter(budget, _cores(), self._residency.parts)
+        self._meter = Meter(budget, _cores(), self._residency.parts, self._residency.part)
         self._usage = Recording(self._meter, UsageTable(database), serving.usage_flush_seconds, serving.usage_days)
+        self.warmup = Warmer(
+            Rules(self.documents),
+            Targets(self._catalogue, repository.names, self.endpoints),
+            self._residency,
+            Chances(self._usage.table),
+            WarmupTable(database),
+            serving,
+        )
         self._watcher = asyncio.create_task(self._catalogue.watch(serving.watch_seconds, self._turnover.changed))
         self._endpoint_watcher = asyncio.create_task(self.endpoints.watch(serving.watch_seconds))
         self._pinning: asyncio.Task[None] | None = None
@@ -125,6 +138,7 @@ class Serving:
             log.warning("endpoints are not known, the database cannot be used: %s", error)
         if keep_pinned:
             serving._usage.start()
+            serving.warmup.start()
             serving._pinning = asyncio.create_task(serving._pins.load_all())
             serving.sagemaker.start()
         return serving
@@ -134,6 +148,7 @@ class Serving:
         self._metrics.close()
         self._watcher.cancel()
         self._endpoint_watcher.cancel()
+        await self.warmup.stop()
         await self.sagemaker.close()
         await self.traffic.close()
         self._turnover.close()
@@ -142,6 +157,7 @@ class Serving:
         await self._residency.close()
         await asyncio.to_thread(self._batcher.close)
         await self._usage.close()
+        await self.warmup.flush()
         await asyncio.to_thread(self._database.close)
 
     async def infer(self, request: InferRequest) -> InferAnswer:
@@ -284,6 +300,7 @@ class Serving:
         deadline = time.monotonic() + self._settings.load_timeout
         await self._turnover.leave_if_changed(found)
         resident = await self._residency.lease(found, deadline)
+        resident.ahead = False  # from now on it would be in memory anyway
         try:
             task = _model(resident).task
             return task.inputs, task.outputs
@@ -394,6 +411,8 @@ class Serving:
     async def _infer_model(self, version: ModelVersion, request: InferRequest) -> tuple[Tensors, int]:
         await self._turnover.leave_if_changed(version)
         resident = await self._residency.lease(version, request.deadline, request.caller)
+        if resident.ahead:
+            self.warmup.found(resident)
         try:
             task = _model(resident).task
             pieces = await cut(task, request)
@@ -459,6 +478,7 @@ class Serving:
         counts = self._counts(resident.version)
         counts.colds.add(resident.load_cpu)
         self._meter.arrived(resident)
+        self.warmup.arrived(resident)
 
         def report(batch: BatchReport) -> None:
             counts.record_batch(batch.rows, batch.tokens, batch.longest, batch.waited, batch.computed)
@@ -472,6 +492,7 @@ class Serving:
     def _model_leaves(self, resident: Resident, evicted: bool) -> None:
         self._counts(resident.version).evictions += evicted
         self._meter.left(resident)
+        self.warmup.left(resident)
         self._batcher.drop(self._queues.pop(resident.key))
 
 

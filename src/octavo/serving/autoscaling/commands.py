@@ -79,7 +79,7 @@ def simulate_trace(
         price=price,
         start_s=start_up,
         per_minute=requests_per_minute,
-        sizes=dict(_size(text) for text in model or []),
+        sizes=dict(parse_size(text) for text in model or []),
         other_size=round(model_mib * MIB),
         unload_idle_s=unload_idle,
     )
@@ -132,7 +132,12 @@ def _print_fleet(found: dict[str, Any]) -> None:
         typer.echo(f"{when}  {one['before']} -> {one['capacity']}  {one['reason']}")
 
 
-def _size(text: str) -> tuple[str, int]:
+def parse_size(text: str) -> tuple[str, int]:
+    """A kind of model and the bytes one takes, from `KIND=MiB`.
+
+    Raises:
+        Invalid: not of that form.
+    """
     from octavo.serving.autoscaling.fleet import MIB
 
     kind, _, size = text.rpartition("=")

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from octavo.serving.backend import ProcessRunner
+from octavo.serving.backend import ProcessRunner, Runner
 from octavo.serving.costs.usage import HOUR, Capacity, Owner, Usage, UsageKey
 from octavo.serving.resident import Resident
 
@@ -21,7 +21,8 @@ from octavo.serving.resident import Resident
 class _Holding:
     """A model in memory: what was read off it before, and what its callers have yet to be charged.
 
-    `asked` counts requests by caller in this window, `before` those of the last window that had any.
+    `asked` counts requests by caller in this window, `before` those of the last window that had any; `apart` is
+    `runner` where that keeps processes (found out once a runner: asking a protocol class costs microseconds).
     """
 
     resident: Resident
@@ -31,6 +32,8 @@ class _Holding:
     process_cpu: float = 0.0
     cpu_seconds: float = 0.0
     byte_seconds: float = 0.0
+    runner: Runner | None = None
+    apart: ProcessRunner | None = None
     asked: dict[str, int] = field(default_factory=dict)
 
 
@@ -41,6 +44,7 @@ class Meter:
         budget: bytes models may hold.
         cores: of the machine.
         held: bytes each model in memory is charged now, its part of shared weights included, by key.
+        held_by: the same of one model.
         wall: seconds since 1970.
         clock: seconds that only go forward.
     """
@@ -50,12 +54,14 @@ class Meter:
         budget: int,
         cores: int,
         held: Callable[[], Mapping[str, int]],
+        held_by: Callable[[str], int],
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._budget = budget
         self._cores = cores
         self._held = held
+        self._held_by = held_by
         self._wall = wall
         self._clock = clock
         self._lines: defaultdict[Owner, Usage] = defaultdict(Usage)
@@ -91,7 +97,7 @@ class Meter:
         holding = self._holdings.get((resident.version.name, resident.version.version))
         if holding is None or holding.resident is not resident:
             return
-        self._read(holding, self._held().get(resident.key, 0), self._clock())
+        self._read(holding, self._held_by(resident.key), self._clock())
         self._settle(holding)
         del self._holdings[resident.version.name, resident.version.version]
 
@@ -147,8 +153,11 @@ class Meter:
             version = resident.version
             self._lines[version.name, version.version, resident.asked_by or ""].cpu_seconds += loading
         runner = resident.model.slot.runner if resident.model is not None else None
-        if isinstance(runner, ProcessRunner):
-            used = runner.cpu_seconds()
+        if runner is not holding.runner:
+            holding.runner = runner
+            holding.apart = runner if isinstance(runner, ProcessRunner) else None
+        if holding.apart is not None:
+            used = holding.apart.cpu_seconds()
             holding.cpu_seconds += max(0.0, used - holding.process_cpu)
             holding.process_cpu = used
 

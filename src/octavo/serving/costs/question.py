@@ -60,10 +60,15 @@ def parse_question(given: Mapping[str, str], price: float, now: datetime) -> Cos
         raise Invalid(f"cannot sum by {by!r:.60}", "by", "Use tenant or model.")
     asked = _price(given.get("price", ""), "price", price)
     instance = _price(given.get("instance_price", ""), "instance_price", asked)
-    return CostQuestion(_since(given.get("since") or "7d", now), now, by, asked, instance)
+    return CostQuestion(parse_since(given.get("since") or "7d", now), now, by, asked, instance)
 
 
-def _since(text: str, now: datetime) -> datetime:
+def parse_since(text: str, now: datetime) -> datetime:
+    """A time in the past from outside: 24h, 7d or 4w before `now`, or a date or time, in UTC unless it says.
+
+    Raises:
+        Invalid: neither.
+    """
     match = _SPAN.fullmatch(text.strip())
     try:
         if match:

@@ -11,7 +11,6 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from octavo.errors import OctavoError
 from octavo.serving.costs.meter import Meter
 from octavo.serving.costs.table import UsageTable
 
@@ -40,8 +39,9 @@ class Recording:
         self._flush_seconds = flush_seconds
         self._keep = timedelta(days=days)
         self._task: asyncio.Task[None] | None = None
+        self._writes: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
-        self._writing = asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()
 
     def start(self) -> None:
         """Begin; without it nothing is written."""
@@ -57,7 +57,14 @@ class Recording:
 
     async def flush(self) -> None:
         """Write what was used until now; what cannot be written is kept."""
-        async with self._writing:
+        # Whoever waits may be cancelled; what was taken off the meter is still written, or put back.
+        write = asyncio.create_task(self._write())
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        await asyncio.shield(write)
+
+    async def _write(self) -> None:
+        async with self._one_at_a_time:
             self.meter.sample()
             usage, capacity = self.meter.take()
             try:
@@ -85,5 +92,5 @@ class Recording:
     async def _tidy(self) -> None:
         try:
             await asyncio.to_thread(self.table.forget, datetime.now(UTC) - self._keep)
-        except OctavoError as error:
+        except Exception as error:  # whatever it is, metering goes on
             log.warning("old usage stays for now: %s", error)

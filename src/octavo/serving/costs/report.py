@@ -4,8 +4,9 @@ The machine's bill is its price per hour times the hours it was up. A line pays 
 byte-seconds of the memory budget over that time, and its CPU-seconds of the cores. What nobody used is a line of its
 own (idle), so all lines and idle are exactly the bill.
 
-Without octavo each model has an instance to itself for the same hours. A model's instance is shared out over its
-callers by their requests, or by their money where there were none.
+Without octavo each model has one instance to itself, for as long as any machine was up (so two machines that share the
+models do not double it). A model's instance is shared out over its callers by their requests, or by their money where
+there were none.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ HOUSE = ""
 """The tenant of what no request caused: pins, warm-ups, checks."""
 
 _GIB_HOUR = 2**30 * HOUR
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # their wide forms too
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,10 @@ class CostReport:
     saving_percent: float
 
     def of(self, tenant: str) -> CostReport:
-        """The part of one tenant, who is told nothing of others or of what nobody used."""
+        """The part of one tenant, without others' lines and what nobody used.
+
+        Its amounts are shares of models that others may use too, so they tell how busy those are, not who asked.
+        """
         lines = tuple(line for line in self.lines if line.tenant == tenant)
         bill, alone = sum(line.money for line in lines), sum(line.alone_money for line in lines)
         models = len({line.model for line in lines if line.money})
@@ -130,7 +135,7 @@ def share_out(usage: Sequence[tuple[Owner, Usage]], offered: Capacity, question:
     by_model: dict[str, dict[str, Usage]] = {}
     for (model, _, caller), used in usage:
         by_model.setdefault(model, {}).setdefault(caller, Usage()).add(used)
-    instance = question.instance_price * offered.seconds / HOUR
+    instance = question.instance_price * offered.open_seconds / HOUR
     lines = [line for model, callers in by_model.items() for line in _lines_of(model, callers, money, instance)]
     models = sum(any(map(_took_something, callers.values())) for callers in by_model.values())
     return CostReport(
@@ -194,4 +199,4 @@ def _share(part: float, whole: float) -> float:
 
 def _cell(value: object) -> object:
     """A spreadsheet takes a text that begins like a formula for one; a quote before it keeps it a text."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Float, String, Table, delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import BigInteger, Float, String, case, delete, func, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from octavo.serving.costs.usage import HOUR, Capacity, Owner, Usage, UsageKey
+from octavo.storage.adding import adding
 from octavo.storage.database import Database
 from octavo.storage.rows import Base, UtcDateTime
 
@@ -68,9 +68,9 @@ class UsageTable:
         ]
         with self._database.session() as session:
             if lines:
-                session.execute(self._adding(UsageRow, _USAGE_KEY, _AMOUNTS), lines)
+                session.execute(adding(self._database, UsageRow, _USAGE_KEY, _AMOUNTS), lines)
             if offers:
-                session.execute(self._adding(CapacityRow, ("hour",), _OFFERED), offers)
+                session.execute(adding(self._database, CapacityRow, ("hour",), _OFFERED), offers)
 
     def usage(self, since: datetime, until: datetime) -> list[tuple[Owner, Usage]]:
         """Sums by model, version and caller over the hours that begin from `since` to before `until`."""
@@ -90,9 +90,15 @@ class UsageTable:
             return [(hour, model, _amounts(amounts)) for hour, model, *amounts in session.execute(query)]
 
     def capacity(self, since: datetime, until: datetime) -> Capacity:
-        """What was offered in the same hours."""
-        sums = [func.coalesce(func.sum(getattr(CapacityRow, name)), 0.0) for name in _OFFERED]
-        query = select(*sums).where(CapacityRow.hour >= since, CapacityRow.hour < until)
+        """What was offered in the same hours.
+
+        Machines that were up together cannot be told from machines that took turns within an hour, so an hour is open
+        for as long as they were up in it together, one hour at the most.
+        """
+        opened = case((CapacityRow.seconds > HOUR, HOUR), else_=CapacityRow.seconds)
+        columns = (*(getattr(CapacityRow, name) for name in _OFFERED), opened)
+        query = select(*(func.coalesce(func.sum(column), 0.0) for column in columns))
+        query = query.where(CapacityRow.hour >= since, CapacityRow.hour < until)
         with self._database.session(read_only=True) as session:
             offered: Sequence[float] = tuple(session.execute(query).one())
         return Capacity(*offered)
@@ -102,15 +108,6 @@ class UsageTable:
         with self._database.session() as session:
             session.execute(delete(UsageRow).where(UsageRow.hour < before))
             session.execute(delete(CapacityRow).where(CapacityRow.hour < before))
-
-    def _adding(self, row: type[Base], key: Sequence[str], amounts: Sequence[str]) -> Any:
-        """INSERT that adds to the row that is there; both databases write it alike."""
-        dialect = sqlite if self._database.is_sqlite else postgresql
-        table = row.__table__
-        assert isinstance(table, Table)
-        adding = dialect.insert(table)
-        sums = {name: table.c[name] + adding.excluded[name] for name in amounts}
-        return adding.on_conflict_do_update(index_elements=list(key), set_=sums)
 
 
 def _usage_values(usage: Mapping[UsageKey, Usage]) -> list[dict[str, Any]]:

@@ -35,11 +35,15 @@ class Usage:
 
 @dataclass(slots=True)
 class Capacity:
-    """What a machine offered while it served: seconds it was up, memory budget and cores over that time."""
+    """What machines offered while they served: seconds they were up, memory budget and cores over that time.
+
+    `open_seconds` are those in which at least one of several machines was up, told only by the database.
+    """
 
     seconds: float = 0.0
     byte_seconds: float = 0.0
     core_seconds: float = 0.0
+    open_seconds: float = 0.0
 
     def add(self, other: Capacity) -> None:
         """Take in more."""

@@ -76,8 +76,9 @@ class ReplicaServing(Serving):
         self._usage.start()
 
     async def write_usage(self) -> None:
-        """Write down what was used until now."""
+        """Write down what was used, and what came of loading ahead, until now."""
         await self._usage.flush()
+        await self.warmup.flush()
 
 
 class Replica:

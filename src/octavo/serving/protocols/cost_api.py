@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl
-
 import orjson
 
 from octavo.access import allowed, require
 from octavo.errors import Invalid, OctavoError
-from octavo.serving.protocols.exchange import Call, Door, Operation, Protocol, Reply, json_reply
+from octavo.serving.protocols.exchange import Call, Door, Operation, Protocol, Reply, json_reply, query_of
 
 _PATH = "/api/serving/costs"
 _CSV = "text/csv; charset=utf-8"
@@ -21,7 +19,7 @@ async def costs(door: Door, call: Call) -> Reply:
     everything = allowed(call.principal, "admin", "models/*")
     if not everything and call.principal.kind == "anonymous":
         require(call.principal, "admin", "models/*")
-    given = _query(call)
+    given = query_of(call, ("since", "by", "price", "instance_price", "format"))
     form = given.pop("format", "json")
     if form not in ("json", "csv"):
         raise Invalid(f"unknown format {form!r:.60}", "format", "Use json or csv.")
@@ -30,14 +28,6 @@ async def costs(door: Door, call: Call) -> Reply:
         disposition = (b"content-disposition", b'attachment; filename="costs.csv"')
         return Reply(200, report.csv().encode(), _CSV.encode(), (disposition,))
     return json_reply(report.plain())
-
-
-def _query(call: Call) -> dict[str, str]:
-    raw = call.scope["query_string"].decode("latin-1")
-    try:
-        return dict(parse_qsl(raw, keep_blank_values=True, max_num_fields=20))
-    except ValueError:
-        raise Invalid("too many parameters", "query", "Send since, by, price, instance_price, format.") from None
 
 
 def _error_body(error: OctavoError) -> bytes:

@@ -11,6 +11,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -233,6 +234,23 @@ def parse_object(raw: bytes | memoryview) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Invalid("the body is not a JSON object", "body", 'Send an object, as {"inputs": [...]}.')
     return value
+
+
+def query_of(call: Call, known: Sequence[str]) -> dict[str, str]:
+    """The parameters of the address, by name; of one that comes twice, the last.
+
+    Raises:
+        Invalid: one that is not among `known`, or far too many.
+    """
+    raw = call.scope["query_string"].decode("latin-1")
+    try:
+        given = dict(parse_qsl(raw, keep_blank_values=True, max_num_fields=20))
+    except ValueError:
+        raise Invalid("too many parameters", "query", f"There are {', '.join(known)}.") from None
+    for name in given:
+        if name not in known:
+            raise Invalid(f"unknown parameter {name!r:.60}", "query", f"There are {', '.join(known)}.")
+    return given
 
 
 def json_reply(value: object, status: int = 200) -> Reply:
