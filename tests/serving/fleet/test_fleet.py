@@ -375,6 +375,15 @@ async def test_usage_is_counted_once_over_all_replicas(tiny_repository: Path, op
     }
 
 
+async def test_replicas_load_ahead_and_the_front_holds_nothing(tiny_repository: Path, open_fleet: OpenFleet) -> None:
+    serving, cluster = await open_fleet(tiny_repository)
+    for link in cluster.links:
+        assert link.replica._serving.warmup._task is not None
+    assert serving.warmup._task is None
+    await serving.infer(ask("double"))
+    assert not serving._residency.residents
+
+
 async def test_a_fleet_whose_replicas_do_not_start_says_why(tmp_path: Path, open_fleet: OpenFleet) -> None:
     (tmp_path / "models").write_text("a file, not a folder")
     with pytest.raises(Exception, match="models"):

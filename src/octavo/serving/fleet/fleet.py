@@ -100,11 +100,12 @@ class Fleet:
     ) -> Any:
         """What a replica says; `call` is what to ask it, given the seconds left, and `routed` counts."""
         self._refuse_suspended(name)
+        key = f"{name}/{version}"
         failed: list[Member] = []
         while True:
             member = await self._choose(name, version, deadline, failed, routed)
             try:
-                result = await member.ask(*call(deadline - time.monotonic()))
+                return await member.ask(key, *call(deadline - time.monotonic()))
             except ReplicaLost as error:
                 self.replicas.suspect(member)
                 failed.append(member)
@@ -113,9 +114,6 @@ class Fleet:
                     what = f"{len(failed)} replicas were lost while they worked on this"
                     raise Unavailable(what, name, _FIX, _SUSPENSION_SECONDS) from error
                 routed.resent += 1
-                continue
-            member.answered += 1
-            return result
 
     def _refuse_suspended(self, name: str) -> None:
         """Raise while a model that replicas were lost over is left alone, so that it does not end all of them."""
@@ -137,7 +135,6 @@ class Fleet:
         held = any(key in place.keys for place in places)
         routed.nowhere += not held
         routed.spilled += held and key not in member.keys
-        member.expects(key)
         return member
 
 

@@ -79,45 +79,46 @@ class Member:
     keys: set[str] = field(default_factory=set)
     answered: int = 0
     listening: int = 0
-    _expected: set[str] = field(default_factory=set)
-    _calls: set[asyncio.Future[Any]] = field(default_factory=set)
+    _answered: set[str] = field(default_factory=set)
+    _calls: dict[asyncio.Future[Any], str] = field(default_factory=dict)
 
     @property
     def in_flight(self) -> int:
         """Calls that it has not answered."""
         return len(self._calls)
 
-    def expects(self, key: str) -> None:
-        """A request for this model is on its way there: from now on it holds the model, or loads it."""
-        self.keys.add(key)
-        self._expected.add(key)
-
     def listens(self) -> None:
-        """A report is asked for, which will not know what is sent from now on."""
+        """A report is asked for, which will not know what is answered from now on."""
         self.listening += 1
-        self._expected.clear()
+        self._answered.clear()
 
     def heard_of(self, report: Report, now: float) -> None:
         """It told what it holds."""
-        self.report, self.heard, self.keys = report, now, self._expected | report.keys
+        self.report, self.heard = report, now
+        self.keys = self._answered.union(report.keys, self._calls.values())
 
-    async def ask(self, method: str, *arguments: Any) -> Any:
-        """Call it for a request: counted in `in_flight`, and ended by `give_up`.
+    async def ask(self, key: str, method: str, *arguments: Any) -> Any:
+        """Call it for a model, which it holds or loads from now on: counted in `in_flight`, ended by `give_up`.
 
         Raises:
             ReplicaLost: it is gone, or the front has given it up.
         """
         call = asyncio.ensure_future(self.link.call(method, *arguments))
-        self._calls.add(call)
+        self._calls[call] = key
+        self.keys.add(key)
         try:
-            return await call
+            result = await call
         except asyncio.CancelledError:
             waiter = asyncio.current_task()
             if waiter is not None and waiter.cancelling():
                 raise
             raise ReplicaLost(f"{self.id} was given up") from None
         finally:
-            self._calls.discard(call)
+            del self._calls[call]
+        self.answered += 1
+        self.keys.add(key)
+        self._answered.add(key)
+        return result
 
     def give_up(self) -> None:
         """End what it has not answered, so that whoever waits asks another one."""

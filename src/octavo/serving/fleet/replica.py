@@ -71,9 +71,10 @@ class ReplicaServing(Serving):
         """Why models could not be loaded lately, by `name/version`."""
         return self._residency.failures.reasons()
 
-    def record_usage(self) -> None:
-        """Begin to write down what is used; what else a server does by itself is the front's."""
+    def begin(self) -> None:
+        """Write down what is used, load ahead what the rules want; the rest of a server's own work is the front's."""
         self._usage.start()
+        self.warmup.start()
 
     async def write_usage(self) -> None:
         """Write down what was used, and what came of loading ahead, until now."""
@@ -99,7 +100,7 @@ class Replica:
         self._workspace = Path(tempfile.mkdtemp(prefix="octavo-replica-"))
         try:
             self._open = await ReplicaServing.open(settings_of_replica(settings, self._workspace), keep_pinned=False)
-            self._open.record_usage()
+            self._open.begin()
         except OctavoError as error:
             shutil.rmtree(self._workspace, ignore_errors=True)
             return error

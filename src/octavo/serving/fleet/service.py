@@ -80,7 +80,7 @@ class FleetServing(Serving):
     async def over(cls, cluster: Cluster, settings: Settings, *, keep_pinned: bool = True) -> Self:
         """As `open`, on a cluster that is there already; it is closed with the server."""
         try:
-            serving = await super().open(settings, keep_pinned=False)  # replicas write usage, and keep what is pinned
+            serving = await super().open(settings, keep_pinned=False)  # replicas write usage, and load
         except BaseException:
             await cluster.close()
             raise
