@@ -6,6 +6,8 @@ the same cores. So beside the wall-clock ratio stand two without that: of the wa
 computing threads waited for a core (the kernel counts it; of two, what the one that waited less waited), and of CPU
 time (what one replica computed over what the busier of two did for the same requests).
 
+Ray Serve's call is measured where Ray Serve can be imported: pip install 'grpcio-reflection<1.81'
+
     python benchmarks/serving/fleet.py [--rounds 3] [--only throughput loss routing call]
 """
 

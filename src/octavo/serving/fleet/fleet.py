@@ -137,7 +137,7 @@ class Fleet:
         held = any(key in place.keys for place in places)
         routed.nowhere += not held
         routed.spilled += held and key not in member.keys
-        member.keys.add(key)  # from now on it is there, or on its way in
+        member.expects(key)
         return member
 
 

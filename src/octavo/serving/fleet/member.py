@@ -79,12 +79,27 @@ class Member:
     keys: set[str] = field(default_factory=set)
     answered: int = 0
     listening: int = 0
+    _expected: set[str] = field(default_factory=set)
     _calls: set[asyncio.Future[Any]] = field(default_factory=set)
 
     @property
     def in_flight(self) -> int:
         """Calls that it has not answered."""
         return len(self._calls)
+
+    def expects(self, key: str) -> None:
+        """A request for this model is on its way there: from now on it holds the model, or loads it."""
+        self.keys.add(key)
+        self._expected.add(key)
+
+    def listens(self) -> None:
+        """A report is asked for, which will not know what is sent from now on."""
+        self.listening += 1
+        self._expected.clear()
+
+    def heard_of(self, report: Report, now: float) -> None:
+        """It told what it holds."""
+        self.report, self.heard, self.keys = report, now, self._expected | report.keys
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """Call it for a request: counted in `in_flight`, and ended by `give_up`.

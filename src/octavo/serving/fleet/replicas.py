@@ -180,7 +180,7 @@ class Replicas:
         self._announce()
 
     async def _hear(self, member: Member, measured: bool = False) -> None:
-        member.listening += 1
+        member.listens()
         try:
             report: Report = await member.link.call("report", measured)
         except (ReplicaLost, OctavoError) as error:
@@ -191,7 +191,7 @@ class Replicas:
             return
         finally:
             member.listening -= 1
-        member.report, member.heard, member.keys = report, time.monotonic(), set(report.keys)
+        member.heard_of(report, time.monotonic())
         if member.state == SUSPECT:
             member.state = READY
             self._announce()

@@ -78,6 +78,6 @@ def _status(member: Member) -> ReplicaStatus:
         charged_bytes=report.snapshot.charged_bytes if report else 0,
         in_flight=member.in_flight,
         answered=member.answered,
-        models=tuple(sorted(report.keys)) if report else (),
+        models=tuple(sorted(member.keys)),
         pinned=tuple(sorted(report.pinned)) if report else (),
     )
