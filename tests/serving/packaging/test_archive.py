@@ -132,7 +132,9 @@ def test_torchscript_and_plain_files_are_no_pickles(tmp_path: Path) -> None:
     assert unpack(archive, tmp_path / "out", LIMITS) == sorted(files)
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", gzip.compress(b"no archive"), b"\x1f\x8b\x08broken"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no archive", gzip.compress(b"no archive", mtime=0), b"\x1f\x8b\x08broken"], ids=range(4)
+)
 def test_what_is_no_archive(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.tar.gz"
     path.write_bytes(content)
