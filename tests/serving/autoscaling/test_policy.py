@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from octavo.errors import Invalid
@@ -84,11 +84,20 @@ def test_a_metric_must_stay() -> None:
     assert decide(real, Scaling(4), [low] * 4, 4, 0).capacity == 1
 
 
+def test_growth_after_a_shrinking_does_not_wait() -> None:
+    real = policy(max_capacity=10, scale_out_cooldown=300, scale_in_cooldown=0)
+    grown = decide(real, Scaling(1), [Reading(None, 2250.0)], 1, 0)
+    shrunk = decide(real, grown, [Reading(0.0, 112.0)], 10, 60)
+    assert (grown.capacity, shrunk.capacity) == (10, 5)
+    assert decide(real, shrunk, [Reading(None, 360.0)], 5, 120).capacity == 8
+
+
 READINGS = st.lists(
     st.tuples(st.none() | st.floats(0, 100), st.none() | st.floats(0, 5000)).map(lambda two: Reading(*two)), max_size=60
 )
 
 
+@example([Reading(None, 451.0), Reading(0.0, 0.0), Reading(None, 226.0)], 1, 2, 300, 0, (1, 1))
 @given(
     readings=READINGS,
     least=st.integers(1, 5),
@@ -123,7 +132,7 @@ def test_bounds_and_cooldowns(
             out_at, in_at = now, -math.inf
         elif state.capacity < before:
             assert now - in_at >= in_wait
-            in_at = now
+            out_at, in_at = -math.inf, now
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,8 @@ def decide(policy: ScalingPolicy, state: Scaling, readings: Sequence[Reading], r
         return Scaling(grown, out_at=now, grown_from=start, in_at=-math.inf, reason=reason)
     shrunk = max(_inward(policy, state, readings, running, now), policy.min_capacity)
     if shrunk < state.capacity:
-        return replace(state, capacity=shrunk, in_at=now, reason="all below target")
+        # Shrinking takes back what the last growth added, so the next growth has nothing to wait for.
+        return replace(state, capacity=shrunk, out_at=-math.inf, in_at=now, reason="all below target")
     return replace(state, reason="")
 
 
