@@ -74,6 +74,12 @@ class Adapter:
         down, up = arrays.get("down"), arrays.get("up")
         if down is None or up is None or down.ndim != 2 or down.shape != up.shape[::-1]:
             raise Invalid("not a tenant's adapter: its two factors do not fit", str(file), "Train the tenant again.")
+        if down.dtype != np.float16 or up.dtype != np.float16:
+            raise Invalid(
+                f"not a tenant's adapter: its factors are {down.dtype} and {up.dtype}, not float16",
+                str(file),
+                "Train the tenant again.",
+            )
         return cls(down, up)
 
 

@@ -17,7 +17,7 @@ from octavo.serving.inference import InferRequest
 from octavo.serving.tenants.adapter import ADAPTER_FILE, train_adapter
 from octavo.serving.tenants.backend import EMBEDDING, INTENT
 from octavo.serving.tenants.examples import OUT_OF_SCOPE, Examples
-from octavo.serving.tenants.intent import DELTA_FILE, train_intents
+from octavo.serving.tenants.intent import DELTA_FILE, check_size, train_intents
 from octavo.serving.tenants.metadata import TenantMetadata, origin, tenant_model
 
 if TYPE_CHECKING:
@@ -67,14 +67,13 @@ async def train_tenant(
 
     Raises:
         NotFound: no such base.
-        Invalid: one category only, a base that gives no embeddings, or a name that cannot be a model's.
+        Invalid: one category only, too many, a base that gives no embeddings, or a name that cannot be a model's.
     """
     for kind in _LEARN:
         tenant_model(tenant, kind)
     counts = Counter(name for name in examples.categories if name != OUT_OF_SCOPE)
     categories = len(counts)
-    if categories < 2:
-        raise Invalid(f"the examples have {categories} category", "category", "Give examples of at least two.")
+    check_size(categories, len(examples.texts))
     if max(counts.values()) < 2:
         raise Invalid("no category has two texts", "text", "Give at least two texts of one category; ten do well.")
     found = await asyncio.to_thread(serving.repository.resolve, base)
