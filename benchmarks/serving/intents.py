@@ -11,6 +11,7 @@ import csv
 import gzip
 import json
 import random
+import resource
 import subprocess
 import tempfile
 import time
@@ -81,15 +82,21 @@ def command(workspace: Path, verb: str, tenant: str, rows: Rows) -> Any:
 
 def measure(workspace: Path, case: str, tenant: str, train: Rows, ask: Rows) -> dict[str, Any]:
     """One tenant, trained by one command and asked by another."""
-    start = time.perf_counter()
+    start, before = time.perf_counter(), children_cpu()
     trained = command(workspace, "train", tenant, train)[0]
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, children_cpu() - before
     folder = workspace / "models" / trained["model"] / trained["version"]
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     found = command(workspace, "eval", tenant, ask)
     counts = {"categories": trained["categories"], "trained on": len(train), "asked": len(ask)}
     scores = {"accuracy": found["accuracy"], "oos recall": found["oos_recall"]}
-    return {"case": case, **counts, **scores, "train s": seconds, "MB": size / 1e6}
+    return {"case": case, **counts, **scores, "train s": seconds, "train CPU s": cpu, "MB": size / 1e6}
+
+
+def children_cpu() -> float:
+    """CPU-seconds of the commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -101,15 +108,20 @@ def main() -> None:
         workspace = octavo_workspace(Path(folder) / "workspace")
         shots = [measure(workspace, "Banking77, 10-shot", f"few{at}", *pair) for at, pair in enumerate(few(bank))]
         whole = [measure(workspace, "Banking77, full", f"full{at}", *pair) for at, pair in enumerate(full(bank))]
-        wide = measure(workspace, "CLINC150", "clinc", *clinc(read("clinc150_train.csv.gz")))
-    report.rows = [*shots, *whole, wide]
+        known, asked = clinc(read("clinc150_train.csv.gz"))
+        wide = measure(workspace, "CLINC150", "clinc", known, asked)
+        inside = [row for row in known if row[1] != "oos"]
+        blind = measure(workspace, "CLINC150 without out-of-scope examples", "blind", inside, asked)
+    report.rows = [*shots, *whole, wide, blind]
     shot, full_ = (median([row["accuracy"] for row in rows]) for rows in (shots, whole))
     report.bar("Banking77, 10 examples per intent, accuracy", ">= .84", f"{shot:.3f}", shot >= 0.84)
     report.bar("Banking77, four fifths, accuracy on the fifth", ">= .925", f"{full_:.3f}", full_ >= 0.925)
     report.bar("CLINC150, accuracy in scope", ">= .945", f"{wide['accuracy']:.3f}", wide["accuracy"] >= 0.945)
     report.bar("CLINC150, out-of-scope recall", ">= .60", f"{wide['oos recall']:.2f}", wide["oos recall"] >= 0.60)
+    told = f"{blind['accuracy']:.3f} in scope, {blind['oos recall']:.2f} turned away"
+    report.tell("CLINC150, trained without out-of-scope examples", told)
     slowest = max(row["train s"] for row in whole)
-    report.bar("training 77 intents, one command with encoding", "<= 60 s", f"{slowest:.0f} s", slowest <= 60)
+    report.bar("training 77 intents, one command with encoding the texts", "<= 60 s", f"{slowest:.0f} s", slowest <= 60)
     report.notes.append(
         f"10-shot: median of {DRAWS} draws, {ASKED:,} other texts asked. MB: the tenant's whole version."
     )
