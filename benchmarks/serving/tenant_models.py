@@ -30,7 +30,7 @@ from octavo.serving.tenants.intent import DELTA_FILE, IntentHead, train_intents
 from octavo.serving.tenants.metadata import origin
 from octavo.settings import load_settings
 
-SEEDS = 40
+SEEDS = 24
 EACH = 10  # examples of a category
 FEWEST, MOST = 10, 77  # categories
 KINDS = (INTENT, EMBEDDING)

@@ -129,6 +129,7 @@ def test_a_large_request_answers_as_its_texts_do_one_by_one() -> None:
         ({"hidden": np.zeros((), np.float16)}, "not a tenant's intent model"),
         ({"gate": np.zeros((5, 5), np.float16)}, "gate is"),
         ({"threshold": float("nan")}, "not finite"),
+        ({"share": 2}, "share"),
         ({"categories": ["one"]}, "1 categories"),
         ({"categories": "abc"}, "no list"),
     ],

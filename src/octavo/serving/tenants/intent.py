@@ -1,7 +1,8 @@
 """A customer's intent classifier over a shared embedding model, with a gate for what is out of scope.
 
 Two classifiers vote: a logistic regression on the embedding beside hashed n-grams (names, numbers, spelling), and a
-perceptron on the embedding alone. The mean of their probabilities is better than either.
+perceptron on the embedding alone. The mean of their scores is better than either; the more examples, the more the
+perceptron has to say.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ MOST_SCORES: Final = 50_000_000
 
 _NGRAM_SHARE: Final = np.float32(0.6)
 _STRENGTH: Final = 30.0
+_SHARE: Final = 0.5  # of the perceptron in the mean
+_SHARE_MANY: Final = 2 / 3  # the same from so many examples on
+_MANY: Final = 2000
 _CHUNK: Final = 256  # texts classified at once: the n-grams of each take 8 KiB
 
 Progress = Callable[[float], None]
@@ -60,6 +64,7 @@ class IntentHead:
         gate: [d + 1, categories] or, with a last column for out of scope, [d + 1, categories + 1]; empty [0, 0] where
             nothing is turned away.
         threshold: the least margin of the gate that is in scope.
+        share: of the perceptron in the mean of the scores, 0 to 1.
     """
 
     categories: tuple[str, ...]
@@ -68,6 +73,7 @@ class IntentHead:
     perceptron: Perceptron
     gate: NDArray[Any]
     threshold: float
+    share: float
 
     @property
     def dimensions(self) -> int:
@@ -93,7 +99,8 @@ class IntentHead:
         linear = embeddings @ _wide(self.linear[: self.dimensions]) + _wide(self.linear[-1])
         linear += (_NGRAM_SHARE * grams[:, used]) @ _wide(self.linear[self.dimensions + used])
         hidden = Perceptron(*(_wide(each) for each in self.perceptron))
-        return (softmax(linear) + softmax(hidden.logits(embeddings))) / np.float32(2)
+        share = np.float32(self.share)
+        return softmax((1 - share) * linear + share * hidden.logits(embeddings))
 
     def _inside(self, embeddings: Floats) -> NDArray[np.bool_]:
         if not self.gate.size:
@@ -105,7 +112,8 @@ class IntentHead:
         """Write it; the same head, the same bytes."""
         arrays = {"frequencies": self.frequencies, "linear": self.linear, "gate": self.gate}
         arrays |= self.perceptron._asdict()
-        write_delta(file, arrays, {"categories": list(self.categories), "threshold": self.threshold})
+        numbers = {"threshold": self.threshold, "share": self.share}
+        write_delta(file, arrays, {"categories": list(self.categories), **numbers})
 
     @classmethod
     def load(cls, file: Path) -> IntentHead:
@@ -118,8 +126,8 @@ class IntentHead:
         try:
             parts = Perceptron(*(arrays[name] for name in Perceptron._fields))
             categories = tuple(str(name) for name in _listed(note["categories"]))
-            threshold = float(note["threshold"])
-            head = cls(categories, arrays["frequencies"], arrays["linear"], parts, arrays["gate"], threshold)
+            numbers = float(note["threshold"]), float(note["share"])
+            head = cls(categories, arrays["frequencies"], arrays["linear"], parts, arrays["gate"], *numbers)
             head._check()
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise Invalid(f"not a tenant's intent model: {error}", str(file), "Train the tenant again.") from None
@@ -132,6 +140,8 @@ class IntentHead:
             raise ValueError(f"it has {count} categories")
         if not np.isfinite(self.threshold):
             raise ValueError("its threshold is not finite")
+        if not 0 <= self.share <= 1:
+            raise ValueError("its share is not one between 0 and 1")
         known = self.gate.shape == (wide + 1, count + 1)
         expected = {
             "frequencies": (self.frequencies, np.uint8, (BUCKETS,)),
@@ -192,7 +202,8 @@ def train_intents(
     gate, threshold = fit_gate(embeddings, classes, len(names))
     report(1.0)
     parts = Perceptron(*(_narrow(each) for each in perceptron))
-    return IntentHead(tuple(names), frequencies, _narrow(linear), parts, _narrow(gate), threshold)
+    share = _SHARE_MANY if len(kept) >= _MANY else _SHARE
+    return IntentHead(tuple(names), frequencies, _narrow(linear), parts, _narrow(gate), threshold, share)
 
 
 def _listed(value: Any) -> list[Any]:
