@@ -17,7 +17,7 @@ from octavo.serving.inference import InferRequest
 from octavo.serving.tenants.adapter import ADAPTER_FILE, train_adapter
 from octavo.serving.tenants.backend import EMBEDDING, INTENT
 from octavo.serving.tenants.examples import OUT_OF_SCOPE, Examples
-from octavo.serving.tenants.intent import DELTA_FILE, check_size, train_intents
+from octavo.serving.tenants.intent import DELTA_FILE, IntentHead, check_size, train_intents
 from octavo.serving.tenants.metadata import TenantMetadata, origin, tenant_model
 
 if TYPE_CHECKING:
@@ -50,12 +50,14 @@ class Evaluation:
         oos_recall: share of the out-of-scope texts that were turned away; None without such texts.
         in_scope: how many texts have a category.
         out_of_scope: how many have none.
+        unknown: categories of the texts that the model was not trained on, so that it never gives them.
     """
 
     accuracy: float | None
     oos_recall: float | None
     in_scope: int
     out_of_scope: int
+    unknown: tuple[str, ...] = ()
 
 
 async def train_tenant(
@@ -127,6 +129,8 @@ async def evaluate_tenant(serving: Serving, tenant: str, examples: Examples, pro
         NotFound: the tenant has no model.
     """
     model = tenant_model(tenant)
+    found = await asyncio.to_thread(serving.repository.resolve, model)
+    known = {OUT_OF_SCOPE, *(await asyncio.to_thread(IntentHead.load, found.folder / DELTA_FILE)).categories}
     said: list[str] = []
     for texts in _chunks(examples.texts):
         answer = await serving.infer(InferRequest(model, _tensors(texts), outputs=("label",)))
@@ -135,7 +139,8 @@ async def evaluate_tenant(serving: Serving, tenant: str, examples: Examples, pro
     pairs = list(zip(said, examples.categories, strict=True))
     inside = [one == wanted for one, wanted in pairs if wanted != OUT_OF_SCOPE]
     outside = [one == wanted for one, wanted in pairs if wanted == OUT_OF_SCOPE]
-    return Evaluation(_share(inside), _share(outside), len(inside), len(outside))
+    unknown = tuple(sorted(set(examples.categories) - known))
+    return Evaluation(_share(inside), _share(outside), len(inside), len(outside), unknown)
 
 
 async def _embed(serving: Serving, made_from: TenantMetadata, texts: Sequence[str], progress: Progress) -> Any:
