@@ -12,7 +12,19 @@ from pathlib import Path
 from harness import ROOT
 
 HERE = Path(__file__).parent
-ORDER = ("startup", "cold_start", "overhead", "throughput", "density", "eviction", "intents", "autoscaling", "costs")
+ORDER = (
+    "startup",
+    "cold_start",
+    "overhead",
+    "throughput",
+    "density",
+    "eviction",
+    "intents",
+    "contrastive",
+    "thousand_tenants",
+    "autoscaling",
+    "costs",
+)
 
 
 def main() -> int:
