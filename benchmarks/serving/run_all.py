@@ -24,6 +24,8 @@ ORDER = (
     "thousand_tenants",
     "autoscaling",
     "costs",
+    "conformance",
+    "mixed_traffic",
 )
 
 

@@ -105,7 +105,7 @@ class ServingSettings(_Section):
     token_budget: int = Field(256, ge=1, description="Padded tokens per batch; a CPU gains nothing from more.")
     length_window: float = Field(0.25, ge=0, le=1, description="Relative spread of lengths that share a batch.")
     max_batch_rows: int = Field(64, ge=1, description="Rows per batch where the model sets no limit.")
-    max_inputs: int = Field(2048, ge=1, description="Texts per embeddings request.")
+    max_inputs: int = Field(2048, ge=1, description="Texts per request for embeddings.")
     max_examples: int = Field(100_000, ge=2, description="Rows in a file of a tenant's examples; more are refused.")
     grpc_port: int = Field(
         -1, ge=-1, le=65535, description="Port of KServe v2 over gRPC; -1 means the HTTP port plus one, 0 none."

@@ -138,7 +138,7 @@ async def test_a_shadow_gets_copies_and_changes_nothing(open_serving: Open, tmp_
 async def test_an_endpoint_of_a_models_own_name_rolls_out_its_versions(open_serving: Open, tmp_path: Path) -> None:
     serving = await served(open_serving, tmp_path)
     put(tmp_path / "models", "one", times(10), BATCHED + "version_policy { all { } }\n", 2)
-    serving._changed(Change("one", "changed"))
+    serving._turnover.changed(Change("one", "changed"))
     old, new = (Variant(name=f"v{number}", model="one", version=number) for number in ("1", "2"))
     await serving.endpoints.put(Endpoint(name="one", variants=(old, new)))
     seen = {

@@ -414,6 +414,36 @@ def test_a_worker_killed_while_idle_is_replaced_unnoticed(load: Load) -> None:
     assert runner.processes() != (pid,)
 
 
+def test_a_batch_whose_worker_is_killed_goes_to_another_one_once(load: Load, tmp_path: Path) -> None:
+    """Killed from outside while it computes, here by the model itself, the first time only."""
+    runner = load(
+        execute(
+            f"""
+    mark = {str(tmp_path / "mark")!r}
+    if not os.path.exists(mark):
+        open(mark, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [answer(r) for r in requests]
+    """
+        )
+    )
+    (pid,) = runner.processes()
+    np.testing.assert_array_equal(runner.run({"x": X})["y"], X)
+    assert runner.processes() != (pid,)
+
+
+def test_a_worker_killed_while_it_loads_is_started_again_once(load: Load, tmp_path: Path) -> None:
+    def model(dies: str) -> str:
+        return execute("return [answer(r) for r in requests]", f"def initialize(self, args):\n    {dies}")
+
+    mark = str(tmp_path / "mark")
+    die = "os.kill(os.getpid(), signal.SIGKILL)"
+    runner = load(model(f"if not os.path.exists({mark!r}): open({mark!r}, 'w').close(); {die}"))
+    np.testing.assert_array_equal(runner.run({"x": X})["y"], X)
+    with pytest.raises(ModelFailed, match=r"died while .* \(signal 9\)"):
+        load(model(die))
+
+
 def test_cpu_time_of_lost_workers_still_counts(load: Load) -> None:
     runner = load(FATAL)
     seen = [runner.cpu_seconds()]

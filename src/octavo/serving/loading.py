@@ -132,7 +132,7 @@ class Loader:
         slot = RunnerSlot(backend.load(version, quick=quick))
         try:
             config = completed(version.config, slot.runner)
-            task = _task(slot, version, config)
+            task = _task(slot, version, config, self._settings.max_inputs)
             limits = batch_limits(config, self._settings, slot.runner.concurrency)
         except BaseException:
             slot.close()
@@ -145,12 +145,12 @@ class Loader:
         model.quick = False
 
 
-def _task(slot: RunnerSlot, version: ModelVersion, config: ModelConfig) -> ModelTask:
+def _task(slot: RunnerSlot, version: ModelVersion, config: ModelConfig, max_texts: int) -> ModelTask:
     seen = interface(config, slot.runner)
     if config.parameters.get("task") == "text-embedding":
         from octavo.serving.text_encoder import TextEmbeddingTask
 
-        return TextEmbeddingTask(slot, version)
+        return TextEmbeddingTask(slot, version, max_texts)
     from octavo.serving.tensor_task import TensorTask
 
     return TensorTask(slot, config, seen)

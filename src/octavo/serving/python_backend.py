@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import signal
 import tempfile
 import time
 from collections.abc import Sequence
@@ -50,7 +51,12 @@ _ERROR_OF_CODE: dict[int, type[OctavoError]] = {
     6: Conflict,
     7: Cancelled,
 }
+_KILLED = f"signal {signal.SIGKILL:d}"
 _MEMORY_FIX = "Raise serving.python_memory, or send less at once."
+
+
+class WorkerKilled(ModelFailed):
+    """The worker was killed while it computed, most likely from outside."""
 
 
 class PythonBackend:
@@ -262,10 +268,20 @@ class PythonInstance:
     def start(self) -> Message:
         """Start the worker and load the model; returns the configuration as the model completed it.
 
+        If somebody kills the worker meanwhile, another one is started, once.
+
         Raises:
             Invalid: the model cannot be loaded.
             DeadlineExceeded: it took too long.
+            WorkerKilled: the second one was killed too.
         """
+        try:
+            return self._start()
+        except WorkerKilled as error:
+            logger.warning("%s; another one is started", error.what)
+            return self._start()
+
+    def _start(self) -> Message:
         process = WorkerProcess(self._model)
         try:
             answer = process.load(self._load, self._settings.load_timeout)
@@ -277,8 +293,10 @@ class PythonInstance:
                 "Raise serving.load_timeout, or do less in initialize.",
             ) from None
         except (EOFError, ValueError):
+            ended = process.ends()
             how = process.kill()
-            raise Invalid(f"the worker died while the model was loading ({how})", self._model, "See its log.") from None
+            failure = WorkerKilled if how == _KILLED and ended else Invalid
+            raise failure(f"the worker died while the model was loading ({how})", self._model, "See its log.") from None
         except BaseException:
             process.kill()
             raise
@@ -295,7 +313,21 @@ class PythonInstance:
     def run(
         self, groups: Sequence[Tensors], about: Sequence[InferRequest], outputs: Sequence[str]
     ) -> list[Tensors | Failure]:
-        """One `execute`; errors as in `PythonRunner.run_requests`."""
+        """One `execute`; errors as in `PythonRunner.run_requests`.
+
+        If somebody kills the worker meanwhile (an operator, the kernel short of memory), another one is asked, once.
+        """
+        history = self._losses, self._not_before
+        try:
+            return self._execute(groups, about, outputs)
+        except WorkerKilled as error:
+            logger.warning("%s; another one is asked", error.what)
+            self._losses, self._not_before = history
+            return self._execute(groups, about, outputs)
+
+    def _execute(
+        self, groups: Sequence[Tensors], about: Sequence[InferRequest], outputs: Sequence[str]
+    ) -> list[Tensors | Failure]:
         process = self._living()
         seconds = self._settings.python_timeout
         try:
@@ -308,10 +340,10 @@ class PythonInstance:
                 "Raise serving.python_timeout, or send less at once.",
             ) from None
         except EOFError:
+            ended = process.ends()  # else it only closed the channel
             how = self._lose()
-            raise ModelFailed(
-                f"the worker of model {self._model!r} died ({how})", self._model, "See its log."
-            ) from None
+            failure = WorkerKilled if how == _KILLED and ended else ModelFailed
+            raise failure(f"the worker of model {self._model!r} died ({how})", self._model, "See its log.") from None
         except OctavoError:
             raise
         except ValueError as error:

@@ -24,6 +24,7 @@ from octavo.serving.tensors import Tensors
 
 FINALIZE_SECONDS = 5.0
 """How long a model's `finalize` may take."""
+_LAST_MOMENT = 0.5
 TERMINATE_SECONDS = 1.0
 """How long a worker may take to leave after SIGTERM, before SIGKILL."""
 
@@ -74,6 +75,10 @@ class WorkerProcess:
     def alive(self) -> bool:
         """Whether the process still runs."""
         return not _ended(self._death, 0)
+
+    def ends(self) -> bool:
+        """Whether the process has ended or does so now: its channel closes a moment before it is gone."""
+        return _ended(self._death, _LAST_MOMENT)
 
     def load(self, message: Message, timeout: float) -> Message | Failure:
         """Load the model; the answer holds its configuration as the model completed it."""

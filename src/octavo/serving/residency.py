@@ -62,6 +62,8 @@ class Residency:
         self._leaving = leaving
         self._policy = EvictionPolicy()
         self._residents: dict[str, Resident] = {}
+        self._by_name: dict[str, dict[str, Resident]] = {}
+        self._started: set[str] = set()  # backends
         self.failures = Failures(settings.load_backoff)
         self._threads = ThreadPoolExecutor(settings.parallel_loads + 1, thread_name_prefix="octavo-load")
         self._slots = asyncio.Semaphore(settings.parallel_loads)
@@ -81,6 +83,10 @@ class Residency:
     def find(self, name: str, version: str) -> Resident | None:
         """A model that is in memory or on its way."""
         return self._residents.get(f"{name}/{version}")
+
+    def versions(self, name: str) -> list[Resident]:
+        """A model's versions that are in memory, or on their way in or out."""
+        return list(self._by_name.get(name, {}).values())
 
     def parts(self) -> dict[str, int]:
         """What each model holds, bytes by key: its own, and its part of the weights it shares."""
@@ -102,14 +108,26 @@ class Residency:
         key = version.key
         self._policy.touch(key)
         resident = self._residents.get(key)
-        if resident is not None and resident.state == READY:
-            self.counters.hits += 1
+        ready = resident is not None and resident.state == READY
+        if resident is not None and resident.ahead:
+            resident.ahead = False  # counted when its load was begun
         else:
-            self.counters.colds += 1
+            self.counters.hits += ready
+            self.counters.colds += not ready
+        if resident is None or not ready:
             resident = await self._ready(version, deadline, quick=True, caller=caller)
         resident.in_flight += 1
         resident.last_used = time.monotonic()
         return resident
+
+    def begin(self, version: ModelVersion, caller: str = "") -> None:
+        """Begin to load a model that will be leased in a moment, where it is not in memory or on its way.
+
+        It holds no lease meanwhile; what became of the load, `lease` tells.
+        """
+        if version.key not in self._residents and not self.failures.refuses(version):
+            self.counters.colds += 1
+            self._start(version, caller, quick=True).ahead = True
 
     def release(self, resident: Resident) -> None:
         """End a lease."""
@@ -159,10 +177,7 @@ class Residency:
             resident = self._residents.get(key)
             if resident is None:
                 self.failures.refuse(version)
-                resident = Resident(version, caller)
-                resident.loading = asyncio.create_task(self._load(resident, quick))
-                resident.loading.add_done_callback(_retrieve)
-                self._residents[key] = resident
+                resident = self._start(version, caller, quick)
             if resident.state == READY:
                 return resident
             if time.monotonic() >= deadline:
@@ -174,12 +189,21 @@ class Residency:
             if done:
                 resident.loading.result()
 
+    def _start(self, version: ModelVersion, caller: str | None, quick: bool) -> Resident:
+        resident = self._residents[version.key] = Resident(version, caller)
+        self._by_name.setdefault(version.name, {})[version.key] = resident
+        resident.loading = asyncio.create_task(self._load(resident, quick))
+        resident.loading.add_done_callback(_retrieve)
+        return resident
+
     async def _load(self, resident: Resident, quick: bool) -> None:
         """Make room, load, charge; on failure leave no trace but the back-off."""
         version = resident.version
         try:
             backend = self._loader.backend(version)
-            await asyncio.get_running_loop().run_in_executor(self._threads, backend.start)
+            if backend.name not in self._started:
+                await asyncio.get_running_loop().run_in_executor(self._threads, backend.start)
+                self._started.add(backend.name)
             self.charges.rebase()
             resident.share_key = backend.share_key(version)
             files = backend.disk_bytes(version)
@@ -190,10 +214,9 @@ class Residency:
                 await self._make_room(resident, expected)
                 tiered = quick and self._loader.has_quick_tier(version) and not self._weights_are_here(resident)
                 resident.tier = "quick" if tiered else "full"
-                await self._load_charged(resident, expected, tiered)
+                folders = await self._load_charged(resident, expected, tiered)
         except BaseException as error:
-            self._residents.pop(resident.key, None)
-            self.charges.drop(resident.key)
+            self._forget(resident)
             self._changed.set()
             if isinstance(error, OctavoError) and not isinstance(error, (OutOfMemory, Unavailable)):
                 self._failed(version, error)
@@ -203,7 +226,7 @@ class Residency:
             failed = OctavoError("the model could not be loaded", resident.key, "The server's log has the cause.")
             self._failed(version, failed)
             raise failed from None
-        self.charges.share(resident.key, resident.share_key, backend.mapped_folders(version))
+        self.charges.share(resident.key, resident.share_key, folders)
         self.failures.clear(resident.key)
         resident.state = READY
         resident.in_flight += 1  # those who waited for the load get to lease it before anyone can evict it
@@ -214,14 +237,15 @@ class Residency:
             resident.upgrade = self._spawn(self._upgrade(resident))
         self._measure_soon()
 
-    async def _load_charged(self, resident: Resident, expected: int, quick: bool) -> None:
+    async def _load_charged(self, resident: Resident, expected: int, quick: bool) -> tuple[str, ...]:
+        """The folders whose files the model maps."""
         loop = asyncio.get_running_loop()
         self.charges.begin(resident.key, expected, resident.share_key)
         cpu = time.thread_time()
         try:
             load = loop.run_in_executor(self._threads, _timed, self._loader.load, resident.version, quick)
             async with asyncio.timeout(self._settings.load_timeout):
-                resident.model, cpu = await asyncio.shield(load)
+                resident.model, folders, cpu = await asyncio.shield(load)
         except TimeoutError:
             load.add_done_callback(_close_late)
             raise DeadlineExceeded(
@@ -234,6 +258,7 @@ class Residency:
             await loop.run_in_executor(self._threads, _close, resident.model)
             self.charges.note_too_large(resident.version.digest, held)
             raise _too_large(resident.key, held, self.charges.budget)
+        return folders
 
     async def _upgrade(self, resident: Resident) -> None:
         """Put the full form in the place of the quick one; the quick one goes on when that fails."""
@@ -323,10 +348,17 @@ class Residency:
         try:
             await asyncio.get_running_loop().run_in_executor(self._threads, _close, model)
         finally:
-            self._residents.pop(resident.key, None)
-            self.charges.drop(resident.key)
+            self._forget(resident)
             self._changed.set()
         self._measure_soon()
+
+    def _forget(self, resident: Resident) -> None:
+        self._residents.pop(resident.key, None)
+        versions = self._by_name.get(resident.version.name, {})
+        versions.pop(resident.key, None)
+        if not versions:
+            self._by_name.pop(resident.version.name, None)
+        self.charges.drop(resident.key)
 
     def _measure_soon(self) -> None:
         """Have memory measured, once for all changes of the next moments: it costs up to a tenth of a second."""
@@ -397,10 +429,14 @@ class Residency:
         return task
 
 
-def _timed(load: Callable[..., LoadedModel], version: ModelVersion, quick: bool) -> tuple[LoadedModel, float]:
+Loaded = tuple[LoadedModel, tuple[str, ...], float]
+"""A model, the folders whose files it maps, and the CPU-seconds its load took."""
+
+
+def _timed(load: Callable[..., LoadedModel], version: ModelVersion, quick: bool) -> Loaded:
     start = time.thread_time()
     model = load(version, quick=quick)
-    return model, time.thread_time() - start
+    return model, model.backend.mapped_folders(version), time.thread_time() - start
 
 
 def _timed_upgrade(loader: Loader, model: LoadedModel) -> tuple[None, float]:
@@ -416,7 +452,7 @@ def _close(model: LoadedModel | None) -> None:
     give_back_freed()
 
 
-def _close_late(load: asyncio.Future[tuple[LoadedModel, float]]) -> None:
+def _close_late(load: asyncio.Future[Loaded]) -> None:
     """A load that ended after its time-out: nobody wants it any more."""
     if not load.cancelled() and load.exception() is None:
         load.result()[0].close()

@@ -16,7 +16,8 @@ LOADING, READY, UNLOADING = "LOADING", "READY", "UNLOADING"
 class Resident:
     """A model that is in memory, on its way in, or on its way out.
 
-    `asked_by` is the caller whose request it is loaded for; None when no request waits for it.
+    `asked_by` is the caller whose request it is loaded for; None when no request waits for it. `ahead` says that its
+    load was begun before it is leased, and that nobody has leased it since.
     """
 
     version: ModelVersion
@@ -30,6 +31,7 @@ class Resident:
     load_cpu: float = 0.0
     tier: str = ""
     upgrade: asyncio.Task[None] | None = None
+    ahead: bool = False
 
     @property
     def key(self) -> str:

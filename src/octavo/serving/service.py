@@ -14,12 +14,10 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
 from octavo.serving.admission import cut, patience_of, priority_of
@@ -47,8 +45,9 @@ from octavo.serving.snapshots import ModelStatus, ResidencySnapshot, ResidentMod
 from octavo.serving.statistics import ModelStatistics
 from octavo.serving.tenants.backend import BACKEND as TENANT
 from octavo.serving.tenants.backend import TenantBackend, embedding_request
-from octavo.serving.tensors import Tensors
+from octavo.serving.tensors import Tensors, TensorSpec
 from octavo.serving.traffic import Traffic
+from octavo.serving.turnover import Turnover
 from octavo.settings import Settings
 from octavo.storage.database import Database
 from octavo.storage.documents import Document, Documents
@@ -73,17 +72,16 @@ class Serving:
         self._queues: dict[str, Queue] = {}
         self._statistics: dict[str, ModelStatistics] = {}
         self._catalogue = Catalogue(repository)
-        self._previous: dict[str, ModelVersion] = {}
         budget = serving.memory_budget or int(available_bytes() * serving.memory_share)
         self._residency = Residency(
             Loader(backends, serving), serving, Charges(budget), self._model_arrived, self._model_leaves
         )
+        self._turnover = Turnover(repository, self._catalogue, self._residency)
         self._meter = Meter(budget, _cores(), self._residency.parts)
         self._usage = Recording(self._meter, UsageTable(database), serving.usage_flush_seconds, serving.usage_days)
-        self._watcher = asyncio.create_task(self._catalogue.watch(serving.watch_seconds, self._changed))
+        self._watcher = asyncio.create_task(self._catalogue.watch(serving.watch_seconds, self._turnover.changed))
         self._endpoint_watcher = asyncio.create_task(self.endpoints.watch(serving.watch_seconds))
-        self._refreshing: dict[str, asyncio.Task[None]] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._pinning: asyncio.Task[None] | None = None
         self._metrics = ServingCollector(self)
         self._pins = Pins(settings.workspace / PIN_FILE, self._residency.pinned, self._with_steps, self.load)
 
@@ -116,7 +114,7 @@ class Serving:
             log.warning("endpoints are not known, the database cannot be used: %s", error)
         if keep_pinned:
             serving._usage.start()
-            serving._in_background(serving._pins.load_all())
+            serving._pinning = asyncio.create_task(serving._pins.load_all())
         return serving
 
     async def close(self) -> None:
@@ -125,8 +123,9 @@ class Serving:
         self._watcher.cancel()
         self._endpoint_watcher.cancel()
         await self.traffic.close()
-        for task in (*self._refreshing.values(), *self._background):
-            task.cancel()
+        self._turnover.close()
+        if self._pinning is not None:
+            self._pinning.cancel()
         await self._residency.close()
         await asyncio.to_thread(self._batcher.close)
         await self._usage.close()
@@ -155,7 +154,9 @@ class Serving:
         """
         if not request.deadline:
             request.deadline = request.arrived + self._settings.default_deadline
-        version = self._to_lease(await self._catalogue.resolve(request.model, request.version), request)
+        version = await self._catalogue.resolve(request.model, request.version)
+        if not request.version:
+            version = self._turnover.to_lease(version)
         counts, owner = self._counts(version), (version.name, version.version, request.caller)
         try:
             if version.config.ensemble:
@@ -185,10 +186,10 @@ class Serving:
 
     async def load(self, name: str, version: str = "", depth: int = 0) -> None:
         """Bring a model into memory now, in its full form, whatever failed before; of an ensemble, its steps."""
-        self._changed(Change(name, "asked for"))
+        self._turnover.changed(Change(name, "asked for"))
         found = await self._catalogue.resolve(name, version)
         if not found.config.ensemble:
-            await self._leave_if_changed(found)
+            await self._turnover.leave_if_changed(found)
             await self._residency.load(found)
             return
         _check_depth(found, depth)
@@ -198,7 +199,7 @@ class Serving:
     async def unload(self, name: str, version: str = "") -> None:
         """Send a model (one version, or all that are in memory) out, after what is in flight."""
         await self._catalogue.resolve(name, version)
-        await self._leave(name, version)
+        await self._turnover.leave(name, version)
 
     async def pin(self, name: str, pinned: bool = True) -> None:
         """Keep a model in memory (loading it if need be), or let it be evicted again; an ensemble with its steps.
@@ -217,24 +218,24 @@ class Serving:
     async def use_version(self, name: str, version: str) -> str:
         """Answer requests without a version with this one ("newest" follows what is published); returns it."""
         version = await asyncio.to_thread(self.repository.use_version, name, version)
-        self._changed(Change(name, "answers with another version"))
+        self._turnover.changed(Change(name, "answers with another version"))
         return version
 
     async def set_label(self, name: str, label: str, version: str) -> None:
         """Point a label at a version, or with an empty `version` take it away."""
         await asyncio.to_thread(self.repository.set_label, name, label, version)
-        self._changed(Change(name, "has other labels"))
+        self._turnover.changed(Change(name, "has other labels"))
 
     async def roll_back(self, name: str) -> str:
         """Answer with the version before the current one; returns its number."""
         version = await asyncio.to_thread(self.repository.roll_back, name)
-        self._changed(Change(name, "answers with another version"))
+        self._turnover.changed(Change(name, "answers with another version"))
         return version
 
     async def roll_forward(self, name: str) -> str:
         """Answer with the newest version again; returns its number."""
         version = await asyncio.to_thread(self.repository.roll_forward, name)
-        self._changed(Change(name, "answers with another version"))
+        self._turnover.changed(Change(name, "answers with another version"))
         return version
 
     async def metadata(self, name: str, version: str = "") -> ModelMetadata:
@@ -246,20 +247,28 @@ class Serving:
             return replace(await self._metadata(*behind), name=name)
         return await self._metadata(name, version)
 
+    async def inputs(self, name: str) -> tuple[TensorSpec, ...]:
+        """What a model, or the model behind an endpoint, takes; loads it as `metadata` does, and reads no more."""
+        behind = self._behind(name, "") or (name, "")
+        return (await self._tensors(await self._catalogue.resolve(*behind)))[0]
+
     async def _metadata(self, name: str, version: str) -> ModelMetadata:
         found = await self._catalogue.resolve(name, version)
         known = await asyncio.to_thread(self.repository.availability, name)
         versions = tuple(number for number, reason in known.items() if not reason)
+        platform = "ensemble" if found.config.ensemble else found.config.platform or found.config.backend
+        return ModelMetadata(name, versions, platform, *await self._tensors(found))
+
+    async def _tensors(self, found: ModelVersion) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs."""
         if found.config.ensemble:
-            return ModelMetadata(name, versions, "ensemble", *ensemble_tensors(found.config))
+            return ensemble_tensors(found.config)
         deadline = time.monotonic() + self._settings.load_timeout
-        await self._leave_if_changed(found)
+        await self._turnover.leave_if_changed(found)
         resident = await self._residency.lease(found, deadline)
         try:
             task = _model(resident).task
-            return ModelMetadata(
-                name, versions, found.config.platform or found.config.backend, task.inputs, task.outputs
-            )
+            return task.inputs, task.outputs
         finally:
             self._residency.release(resident)
 
@@ -360,7 +369,7 @@ class Serving:
         return None if first.model == name and not first.version else (first.model, first.version)
 
     async def _infer_model(self, version: ModelVersion, request: InferRequest) -> tuple[Tensors, int]:
-        await self._leave_if_changed(version)
+        await self._turnover.leave_if_changed(version)
         resident = await self._residency.lease(version, request.deadline, request.caller)
         try:
             task = _model(resident).task
@@ -388,79 +397,11 @@ class Serving:
             return await self._infer_model(version, request)
         _check_depth(version, depth)
         asked = embedding_request(version, request)
+        self._residency.begin(version, request.caller)  # it loads while the base embeds
         answer = await self._infer_version(asked, depth + 1)
         inputs = dict(request.inputs) | asked.inputs | {"embedding": answer.outputs["embedding"]}
         outputs, _ = await self._infer_model(version, replace(request, inputs=inputs, deadline=asked.deadline))
         return outputs, answer.usage
-
-    def _to_lease(self, version: ModelVersion, request: InferRequest) -> ModelVersion:
-        """The version to answer with: until a new default is in memory, the one before goes on answering."""
-        previous = self._previous.get(version.name)
-        if previous is None or request.version:
-            return version
-        name = version.name
-        failed = self._residency.failures.reason(name, version.version)
-        in_place = previous.version == version.version
-        if in_place or self._in_memory(version) or not (failed or self._in_memory(previous)):
-            if self._catalogue.known(name) is version:  # else the files have changed again
-                del self._previous[name]
-            return version
-        if name not in self._refreshing and not self._residency.failures.refuses(version):
-            task = self._refreshing[name] = asyncio.create_task(self._refresh(version))
-            task.add_done_callback(lambda _: self._refreshing.pop(name, None))
-        return previous
-
-    def _in_memory(self, version: ModelVersion) -> bool:
-        resident = self._residency.find(version.name, version.version)
-        return resident is not None and resident.state == READY and resident.version.digest == version.digest
-
-    async def _refresh(self, version: ModelVersion) -> None:
-        """Load a new default beside the one before."""
-        try:
-            await self._residency.load(version)
-        except OctavoError as error:
-            log.warning("version %s of %s is not served: %s", version.version, version.name, error)
-
-    def _changed(self, change: Change) -> None:
-        """The files or labels of a model changed: look again at its next request."""
-        name = change.name
-        before = self._catalogue.known(name)
-        if before is not None and self._in_memory(before):
-            self._previous.setdefault(name, before)
-        self._residency.failures.forget(name)
-        self._catalogue.forget(name)
-        if change.kind == "removed":
-            self._previous.pop(name, None)
-            self._in_background(self._leave(name))
-
-    async def _leave_unserved(self, default: ModelVersion) -> None:
-        """Send out the other versions that nobody can ask for any more, now that the default is in memory."""
-        name = default.name
-        others = [one for one in self._residency.residents if one.version.name == name and one.key != default.key]
-        for resident in others:
-            try:
-                await asyncio.to_thread(self.repository.choose, name, resident.version.version)
-            except NotFound:
-                await self._leave(name, resident.version.version)
-            except OctavoError as error:
-                log.warning("version %s of %s stays in memory: %s", resident.version.version, name, error)
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    async def _leave_if_changed(self, version: ModelVersion) -> None:
-        """Send out what is in memory of a version whose files were changed in place."""
-        resident = self._residency.find(version.name, version.version)
-        if resident is not None and resident.state == READY and resident.version.digest != version.digest:
-            await self._leave(version.name, version.version)
-
-    async def _leave(self, name: str, version: str = "") -> None:
-        for resident in self._residency.residents:
-            if resident.version.name == name and version in ("", resident.version.version):
-                with suppress(NotFound):  # it was evicted while another version left
-                    await self._residency.unload(name, resident.version.version)
 
     def _statuses(self, listing: Listing, parts: Mapping[str, int]) -> list[ModelStatus]:
         name = listing.name
@@ -498,8 +439,7 @@ class Serving:
         self._queues[resident.key] = self._batcher.queue(
             resident.version.name, model.task, model.limits, report, apart=apart
         )
-        if self._catalogue.known(resident.version.name) == resident.version:
-            self._in_background(self._leave_unserved(resident.version))
+        self._turnover.arrived(resident)
 
     def _model_leaves(self, resident: Resident, evicted: bool) -> None:
         self._counts(resident.version).evictions += evicted

@@ -73,11 +73,12 @@ class TextEmbeddingTask:
     """The three stages of one text-embedding model.
 
     Takes `text` (BYTES, [n] or [n, 1], UTF-8) or ready `input_ids` with `attention_mask` (INT64, [n, tokens]); gives
-    `embedding` (FP32, [n, dimensions]).
+    `embedding` (FP32, [n, dimensions]). `max_texts` is the largest n.
     """
 
-    def __init__(self, slot: RunnerSlot, version: ModelVersion) -> None:
+    def __init__(self, slot: RunnerSlot, version: ModelVersion, max_texts: int) -> None:
         config = version.config
+        self._max_texts = max_texts
         self._slot = slot
         self._name = version.name
         self._mode = config.parameters.get("pooling", "mean")
@@ -100,8 +101,15 @@ class TextEmbeddingTask:
         """One piece per text.
 
         Raises:
-            Invalid: no text, wrong types, tokens outside the vocabulary.
+            Invalid: no text or too many, wrong types, tokens outside the vocabulary.
         """
+        rows_sent = max((len(array) for array in request.inputs.values() if array.ndim), default=0)
+        if rows_sent > self._max_texts:
+            raise Invalid(
+                f"the request has {rows_sent} texts",
+                self._name,
+                f"Send at most {self._max_texts} (serving.max_inputs).",
+            )
         for name in request.inputs:
             if name not in _INPUTS:
                 raise Invalid(f"unknown input {name!r}", self._name, f"It takes {', '.join(_INPUTS)}.")

@@ -98,7 +98,7 @@ async def ask(door: Door, call: Call, model: str, variant: str = "", session: st
     if isinstance(given, Inference):
         request = given.request
     else:
-        takes = (await call.while_connected(door.service.metadata(model))).inputs
+        takes = await call.while_connected(door.service.inputs(model))
         rows = given
         read = await parsed(body, lambda _: tensors(rows, takes, model))
         request = request_of(rows, read, model, caller)
