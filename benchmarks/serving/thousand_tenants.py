@@ -4,7 +4,7 @@ Zipf traffic of real questions over 2,000 models (each customer's intent classif
 HTTP, beside the same texts sent to the base alone and to one customer alone. Each round has a server of its own, which
 has seen no customer before; the customers' files are not in the page cache either.
 
-    python benchmarks/serving/thousand_tenants.py [--customers 1000] [--requests 4000] [--rounds 3]
+    python benchmarks/serving/thousand_tenants.py [--customers 1000] [--requests 3000] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import argparse
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 import orjson
 from contenders import AUTHORIZED, TOKEN, binary_request, http_post, octavo_server, read_binary
 from harness import CACHE, CORES, Memory, Report, Server, median, own_versions, percentile, run
-from load import Load, closed_loop
+from load import Answer, closed_loop
 from tenant_models import KINDS, SEEDS, Seed, build, customer
 
 from octavo.serving.client import Client
@@ -34,6 +35,7 @@ from octavo.serving.tenants.intent import DELTA_FILE, IntentHead
 GIB = 2**30
 SKEW = 1.1  # of Zipf's law, as in the trace of the other benchmarks
 CONNECTIONS = 16
+TURN = 600  # requests of one phase before the next has its turn
 WARM = 200  # requests to the base before anything is measured
 LEAST_SHARE = 0.7
 MOST_WAIT = 3.0
@@ -55,12 +57,37 @@ class Question:
 
 
 @dataclass
-class Round:
-    """One server's life: requests per second, CPU-ms per request and latencies by phase; memory at its end."""
+class Phase:
+    """What all requests of one kind showed so far; answers carry the index of their question."""
 
-    rates: dict[str, float]
-    cpu: dict[str, float]
-    loads: dict[str, Load]
+    answers: list[Answer] = field(default_factory=list)
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Requests per second."""
+        return len(self.answers) / self.wall
+
+    @property
+    def cpu_ms(self) -> float:
+        """Of the server, per request."""
+        return self.cpu / len(self.answers) * 1e3
+
+    def take(self, server: Server, port: int, requests: Sequence[bytes], first: int) -> None:
+        """Send requests, the questions from `first` on."""
+        before = server.cpu_seconds()
+        load = closed_loop(port, requests, CONNECTIONS)
+        self.cpu += server.cpu_seconds() - before
+        self.wall += load.wall_seconds
+        self.answers += [replace(answer, index=answer.index + first) for answer in load.answers]
+
+
+@dataclass
+class Round:
+    """One server's life: its phases, and memory at its end."""
+
+    phases: dict[str, Phase]
     memory: Memory
     residency: dict[str, Any]
 
@@ -111,37 +138,34 @@ def server_of(workspace: Path) -> Iterator[tuple[Server, int]]:
 
 
 def live(workspace: Path, asked: Sequence[Question], number: int) -> Round:
-    """Everything once: the customers never seen, then the other phases, each round in another order."""
-    busiest = max({question.customer for question in asked}, key=[q.customer for q in asked].count)
-    result = Round({}, {}, {}, Memory(0, 0, 0), {})
+    """The customers never seen, all at once; then the other phases, in turns, so that all meet the same machine."""
+    counts = Counter(question.customer for question in asked)
+    busiest = counts.most_common(1)[0][0]
     with server_of(workspace) as (server, port):
-        phases: dict[str, Callable[[Question], bytes]] = {
-            BASE: lambda question: binary_request(port, "minilm", AUTHORIZED)(question.text),
-            ONE: lambda question: request_for(port, Question(busiest, question.kind, question.text)),
-            MIXED: lambda question: request_for(port, question),
+        mixed = [request_for(port, question) for question in asked]
+        requests = {
+            BASE: [binary_request(port, "minilm", AUTHORIZED)(question.text) for question in asked],
+            ONE: [request_for(port, replace(question, customer=busiest)) for question in asked],
+            MIXED: mixed,
         }
-        order = [BASE, ONE, MIXED]
-        for phase in [COLD, *order[number % 3 :], *order[: number % 3]]:
-            build_request = phases[MIXED if phase == COLD else phase]
-            requests = [build_request(question) for question in asked]
-            before = server.cpu_seconds()
-            load = closed_loop(port, requests, CONNECTIONS)
-            result.cpu[phase] = (server.cpu_seconds() - before) / len(asked) * 1e3
-            result.rates[phase] = len(asked) / load.wall_seconds
-            result.loads[phase] = load
+        phases = {phase: Phase() for phase in (COLD, *requests)}
+        phases[COLD].take(server, port, mixed, 0)
+        for turn, first in enumerate(range(0, len(asked), TURN)):
+            order = list(requests)
+            for phase in (order * 2)[(turn + number) % 3 :][:3]:
+                phases[phase].take(server, port, requests[phase][first : first + TURN], first)
         with Client(f"http://127.0.0.1:{port}", token=TOKEN) as client:
-            result.residency = client.residency()
-        result.memory = server.memory()
-    return result
+            residency = client.residency()
+        return Round(phases, server.memory(), residency)
 
 
 def wrong(workspace: Path, asked: Sequence[Question], done: Round, phase: str) -> tuple[int, float]:
     """Labels that differ from the customer's head on the base's own answer, and the least cosine of embeddings."""
-    base = {answer.index: read_binary(answer.body) for answer in done.loads[BASE].answers}
+    base = {answer.index: read_binary(answer.body) for answer in done.phases[BASE].answers}
     heads: dict[int, IntentHead] = {}
     adapters: dict[int, Adapter] = {}
     differing, cosine = 0, 1.0
-    for answer in done.loads[phase].answers:
+    for answer in done.phases[phase].answers:
         question = asked[answer.index]
         folder = workspace / "models" / question.model / "1"
         given = base[answer.index][None]
@@ -158,11 +182,11 @@ def wrong(workspace: Path, asked: Sequence[Question], done: Round, phase: str) -
     return differing, cosine
 
 
-def firsts(asked: Sequence[Question], load: Load) -> tuple[list[float], list[float]]:
+def firsts(asked: Sequence[Question], phase: Phase) -> tuple[list[float], list[float]]:
     """Seconds of the first request to each model, and of the others."""
     seen: set[str] = set()
     new, known = [], []
-    for answer in sorted(load.answers, key=lambda answer: answer.index):
+    for answer in sorted(phase.answers, key=lambda answer: answer.index):
         model = asked[answer.index].model
         (known if model in seen else new).append(answer.seconds)
         seen.add(model)
@@ -171,13 +195,14 @@ def firsts(asked: Sequence[Question], load: Load) -> tuple[list[float], list[flo
 
 def row_of(done: Round, number: int, phase: str) -> dict[str, Any]:
     """One phase of one round."""
-    seconds = [each * 1e3 for each in done.loads[phase].seconds]
+    found = done.phases[phase]
+    seconds = [answer.seconds * 1e3 for answer in found.answers]
     return {
         "case": "requests",
         "round": number,
         "phase": phase,
-        "requests/s": done.rates[phase],
-        "CPU-ms": done.cpu[phase],
+        "requests/s": found.rate,
+        "CPU-ms": found.cpu_ms,
         "p50 ms": median(seconds),
         "p99 ms": percentile(seconds, 0.99),
     }
@@ -185,9 +210,10 @@ def row_of(done: Round, number: int, phase: str) -> dict[str, Any]:
 
 def tell_throughput(report: Report, rounds: Sequence[Round]) -> None:
     """The mix against one model: by the clock, and by CPU time, which other work on the machine does not move."""
-    wall = median([each.rates[MIXED] / each.rates[BASE] for each in rounds])
-    cpu = median([each.cpu[BASE] / each.cpu[MIXED] for each in rounds])
-    alone = median([each.cpu[ONE] / each.cpu[MIXED] for each in rounds])
+    phases = [each.phases for each in rounds]
+    wall = median([each[MIXED].rate / each[BASE].rate for each in phases])
+    cpu = median([each[BASE].cpu_ms / each[MIXED].cpu_ms for each in phases])
+    alone = median([each[ONE].cpu_ms / each[MIXED].cpu_ms for each in phases])
     bar = f">= {LEAST_SHARE}"
     report.bar("mixed customers against the base alone, requests/s", bar, f"{wall:.2f}", wall >= LEAST_SHARE)
     report.bar("the same by CPU time per request", bar, f"{cpu:.2f}", cpu >= LEAST_SHARE)
@@ -198,7 +224,7 @@ def tell_first(report: Report, asked: Sequence[Question], rounds: Sequence[Round
     """What the first request to each model waits, beside those to models seen before, under the same load."""
     ratios = []
     for number, done in enumerate(rounds):
-        new, known = firsts(asked, done.loads[COLD])
+        new, known = firsts(asked, done.phases[COLD])
         wait, usual = percentile(new, 0.99), median(known)
         ratios.append(wait / usual)
         counts = {"case": "first requests", "round": number, "models": len(new)}
@@ -224,8 +250,8 @@ def tell_memory(report: Report, rounds: Sequence[Round], models: int) -> None:
 
 def tell_answers(report: Report, workspace: Path, asked: Sequence[Question], rounds: Sequence[Round]) -> None:
     """No request failed, and every answer is the customer's own."""
-    phases = [(done, phase) for done in rounds for phase in done.loads]
-    failed = sum(answer.status != 200 for done, phase in phases for answer in done.loads[phase].answers)
+    phases = [phase for done in rounds for phase in done.phases.values()]
+    failed = sum(answer.status != 200 for phase in phases for answer in phase.answers)
     report.bar("failed requests", "0", f"{failed} of {len(phases) * len(asked):,}", failed == 0)
     if failed:
         return
@@ -242,7 +268,7 @@ def main() -> None:
     """Make the customers, live some rounds, tell."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--customers", type=int, default=1000)
-    options.add_argument("--requests", type=int, default=4000, help="drawn by Zipf's law; models not drawn come on top")
+    options.add_argument("--requests", type=int, default=3000, help="drawn by Zipf's law; models not drawn come on top")
     options.add_argument("--rounds", type=int, default=3)
     given = options.parse_args()
     CACHE.mkdir(exist_ok=True)
@@ -265,7 +291,9 @@ def main() -> None:
         f"examples of 10 to 77 categories; the others are those in another order, so no page is the same), "
         f"{len(asked):,} requests over {CONNECTIONS} connections, Zipf({SKEW:g}), all models asked at least once, "
         f"{CORES} cores, serving.memory_budget 1 GiB.",
-        "Each round is a server of its own; before it the customers' files leave the page cache.",
+        "Each round is a server of its own; before it the customers' files leave the page cache. First comes all of "
+        "the traffic to customers never seen, then the phases in turns of "
+        f"{TURN} requests.",
     ]
     report.finish(write=given.customers == 1000)
 
