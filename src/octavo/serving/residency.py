@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -32,6 +32,9 @@ _UPGRADE_DELAY = 0.1
 _MEASURE_DELAY = 0.5
 _LONGEST_MEASURE_DELAY = 5.0
 _MEASURE_PAUSE = 10.0  # times what the last look took, so that looking costs a tenth of one core at the most
+_CROWD = 64  # residents from which on one that leaves matters less than a look at memory
+_ORDER_SHARE = 16  # of the residents, the part that leaves by one order of them
+_ORDER_SECONDS = 1.0  # for which an order holds
 
 
 class Residency:
@@ -73,6 +76,9 @@ class Residency:
         self._measuring: asyncio.Task[None] | None = None
         self._stale = False
         self._measure_delay = _MEASURE_DELAY
+        self._looked = self._look_took = 0.0
+        self._victims: deque[Candidate] = deque()
+        self._ordered = 0.0
         self._janitor = asyncio.create_task(self._tidy())
 
     @property
@@ -298,12 +304,12 @@ class Residency:
         deadline = time.monotonic() + self._settings.load_timeout
         async with self._room:
             while (free := self.charges.free()) < expected:
-                victims = self._policy.order(self._candidates())
-                if free + self.charges.unmeasured() >= expected:
+                victim = self._victim()
+                promises = free + self.charges.unmeasured() >= expected
+                if promises and (victim is None or self._look_is_due()):
                     await self.measure()  # perhaps those promises were too high, and nobody has to leave
-                elif victims:
-                    found = self._residents[victims[0].key]
-                    await self._leave(found, evicted=True)
+                elif victim is not None:
+                    await self._leave(victim, evicted=True)
                 elif self._is_alone(resident):
                     break  # what else is held is no model's, and nobody could make it less
                 elif time.monotonic() >= deadline:
@@ -311,6 +317,32 @@ class Residency:
                 else:
                     await self._wait_for_change(min(deadline, time.monotonic() + 0.5))
             self.charges.reserve(resident.key, expected)
+
+    def _look_is_due(self) -> bool:
+        """Whether memory may be looked at before somebody has to leave: of many small models, one may as well leave."""
+        passed = time.monotonic() - self._looked
+        return len(self._residents) < _CROWD or passed > _MEASURE_PAUSE * self._look_took
+
+    def _victim(self) -> Resident | None:
+        """Who leaves next, if anybody can.
+
+        Ordering thousands of models takes milliseconds, so one order serves for the next few of many evictions; those
+        used since it was made are passed over.
+        """
+        if time.monotonic() - self._ordered > _ORDER_SECONDS:
+            self._victims.clear()
+        while self._victims:
+            resident = self._residents.get(self._victims[0].key)
+            if resident is not None and self._may_leave(resident) and resident.last_used <= self._ordered:
+                return resident
+            self._victims.popleft()
+        found = self._policy.order(self._candidates())
+        self._victims.extend(found[: 1 + len(found) // _ORDER_SHARE])
+        self._ordered = time.monotonic()
+        return self._residents[found[0].key] if found else None
+
+    def _may_leave(self, resident: Resident) -> bool:
+        return resident.state == READY and not resident.in_flight and resident.version.name not in self.pinned
 
     def _is_alone(self, resident: Resident) -> bool:
         """Whether no other model holds memory or has been given room; others may wait for theirs."""
@@ -331,8 +363,7 @@ class Residency:
         for resident in self._residents.values():
             sharers[resident.share_key] = sharers.get(resident.share_key, 0) + 1
         for resident in self._residents.values():
-            free = resident.state == READY and resident.in_flight == 0 and resident.version.name not in self.pinned
-            if free:
+            if self._may_leave(resident):
                 last = not resident.share_key or sharers[resident.share_key] == 1
                 size = self.charges.of(resident.key) + (self.charges.shared(resident.share_key) if last else 0)
                 yield Candidate(resident.key, size, resident.load_cpu)
@@ -370,14 +401,15 @@ class Residency:
         while self._stale:
             await asyncio.sleep(self._measure_delay)
             self._stale = False  # what changes during the look is looked at again
-            start = time.monotonic()
             await self.measure()
-            took = time.monotonic() - start
-            self._measure_delay = min(max(_MEASURE_DELAY, _MEASURE_PAUSE * took), _LONGEST_MEASURE_DELAY)
+            self._measure_delay = min(max(_MEASURE_DELAY, _MEASURE_PAUSE * self._look_took), _LONGEST_MEASURE_DELAY)
 
     async def measure(self) -> None:
         """Measure memory now."""
+        start = time.monotonic()
         await self.charges.measure(self._threads, self._children())
+        self._looked = time.monotonic()
+        self._look_took = self._looked - start
         self._changed.set()
 
     async def _tidy(self) -> None:
@@ -391,14 +423,14 @@ class Residency:
         ttl = self._settings.idle_ttl
         limit = time.monotonic() - ttl
         for resident in self.residents if ttl else []:
-            idle = resident.state == READY and not resident.in_flight and resident.last_used < limit
-            if idle and resident.version.name not in self.pinned:
+            if self._may_leave(resident) and resident.last_used < limit:
                 await self._leave(resident, evicted=False)
 
     async def _shed(self) -> None:
         """Evict while over the budget, as far as leaving helps: buffers of running batches are no model's."""
-        victims = self._policy.order(self._candidates())
-        if sum(victim.size for victim in victims) < self.charges.charged() - self.charges.budget:
+        over = self.charges.charged() - self.charges.budget
+        victims = self._policy.order(self._candidates()) if over > 0 else []
+        if sum(victim.size for victim in victims) < over:
             return
         for victim in victims:
             resident = self._residents.get(victim.key)

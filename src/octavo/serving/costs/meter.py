@@ -21,12 +21,14 @@ from octavo.serving.resident import Resident
 class _Holding:
     """A model in memory: what was read off it before, and what its callers have yet to be charged.
 
-    `asked` counts requests by caller in this window, `before` those of the last window that had any.
+    `asked` counts requests by caller in this window, `before` those of the last window that had any; `processes` is the
+    runner where others do its work.
     """
 
     resident: Resident
     since: float
     before: dict[str, int]
+    processes: ProcessRunner | None
     load_cpu: float = 0.0
     process_cpu: float = 0.0
     cpu_seconds: float = 0.0
@@ -84,7 +86,9 @@ class Meter:
         caller = resident.asked_by or ""
         if resident.asked_by is not None:
             self._lines[version.name, version.version, caller].cold_starts += 1
-        self._holdings[version.name, version.version] = _Holding(resident, self._clock(), {caller: 1})
+        runner = resident.model.slot.runner if resident.model is not None else None
+        processes = runner if isinstance(runner, ProcessRunner) else None
+        self._holdings[version.name, version.version] = _Holding(resident, self._clock(), {caller: 1}, processes)
 
     def left(self, resident: Resident) -> None:
         """A model leaves memory: what it held until now is charged."""
@@ -146,9 +150,8 @@ class Meter:
         if loading > 0:
             version = resident.version
             self._lines[version.name, version.version, resident.asked_by or ""].cpu_seconds += loading
-        runner = resident.model.slot.runner if resident.model is not None else None
-        if isinstance(runner, ProcessRunner):
-            used = runner.cpu_seconds()
+        if holding.processes is not None:
+            used = holding.processes.cpu_seconds()
             holding.cpu_seconds += max(0.0, used - holding.process_cpu)
             holding.process_cpu = used
 
