@@ -24,7 +24,7 @@ Halves = NDArray[Any]
 
 ADAPTER_FILE: Final = "adapter.safetensors"
 
-_STRETCH: Final = 2.0
+_STRETCH: Final = 5.0
 _SHRINKAGE: Final = 0.3  # of the scatter within categories, in mean eigenvalues
 _FLOOR: Final = 1e-6  # where all texts of each category are the same
 
@@ -84,7 +84,7 @@ class Adapter:
 
 
 def train_adapter(
-    embeddings: Floats, categories: Sequence[str], rank: int = 64, progress: Progress | None = None
+    embeddings: Floats, categories: Sequence[str], rank: int = 128, progress: Progress | None = None
 ) -> Adapter:
     """Learn an adapter from a tenant's examples; the same examples give the same adapter.
 
