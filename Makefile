@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow lint format docs bench clean
+.PHONY: help demo up test test-slow test-torch lint format docs bench clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,6 +32,9 @@ test: lint  ## Check the code, run the tests, print the coverage
 
 test-slow: $(VENV)/.have-dev  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+test-torch: $(VENV)/.have-torch  ## Run the tests of PyTorch models; installs PyTorch, which may take gigabytes
+	$(BIN)/python -m pytest tests/serving/test_pytorch_backend.py
 
 lint: $(VENV)/.have-dev  ## Check style, types and the floors of the house
 	$(BIN)/ruff check .
@@ -67,6 +70,10 @@ $(VENV)/.have-serving: $(VENV)/.have-venv pyproject.toml
 $(VENV)/.have-dev: $(VENV)/.have-venv pyproject.toml
 	$(INSTALL) --editable ".[all]" --group test --group lint
 	@touch $@ $(VENV)/.have-serving
+
+$(VENV)/.have-torch: $(VENV)/.have-dev
+	$(INSTALL) --editable ".[torch]"
+	@touch $@
 
 $(VENV)/.have-docs: $(VENV)/.have-venv pyproject.toml
 	$(INSTALL) --editable ".[serving]" --group docs

@@ -45,15 +45,16 @@ class Load:
 
 def closed_loop(port: int, requests: Sequence[bytes], connections: int) -> Load:
     """Each connection sends its next request when the last is answered, until all are sent."""
-    return _in_own_process(_closed_loop, port, requests, connections)
+    return in_own_process(_closed_loop, port, requests, connections)
 
 
 def timed(port: int, requests: Sequence[bytes], due: Sequence[float], connections: int = 64) -> Load:
     """Requests sent at given times (seconds from the start, rising); those that find no free connection wait."""
-    return _in_own_process(_timed, port, requests, due, connections)
+    return in_own_process(_timed, port, requests, due, connections)
 
 
-def _in_own_process(run: Callable[..., Load], *arguments: object) -> Load:
+def in_own_process(run: Callable[..., Load], *arguments: object) -> Load:
+    """What `run(*arguments)` finds in a process of its own; it runs on the cores that this one may use."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(run, *arguments).result()
 
@@ -141,7 +142,7 @@ def _closed_loop(port: int, requests: Sequence[bytes], connections: int) -> Load
                 done.set()
 
         opened = await _connect(port, min(connections, len(requests)), answers, next_one)
-        load = await _measure(answers, done, lambda: [next_one(connection) for connection in opened])
+        load = await measure(answers, done, lambda: [next_one(connection) for connection in opened])
         for connection in opened:
             connection.transport.close()
         return load
@@ -226,14 +227,15 @@ def _timed(port: int, requests: Sequence[bytes], due: Sequence[float], connectio
             for index, offset in enumerate(due):
                 loop.call_later(offset, pool.dispatch, index, requests[index], clock + offset)
 
-        load = await _measure(answers, done, start)
+        load = await measure(answers, done, start)
         pool.close()
         return load
 
     return uvloop.run(run())
 
 
-async def _measure(answers: list[Answer], done: asyncio.Event, start: Callable[[], object]) -> Load:
+async def measure(answers: list[Answer], done: asyncio.Event, start: Callable[[], object]) -> Load:
+    """A run from `start` until it is `done`."""
     wall, cpu = time.perf_counter(), time.process_time()
     start()
     await done.wait()

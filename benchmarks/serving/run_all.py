@@ -17,6 +17,7 @@ ORDER = (
     "cold_start",
     "overhead",
     "throughput",
+    "grpc_beside_http",
     "density",
     "eviction",
     "intents",
@@ -24,6 +25,7 @@ ORDER = (
     "thousand_tenants",
     "autoscaling",
     "costs",
+    "fleet",
     "conformance",
     "mixed_traffic",
 )

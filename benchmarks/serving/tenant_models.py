@@ -119,7 +119,7 @@ def _publish(
                 head.save(Path(scratch) / DELTA_FILE)
             else:
                 adapter.save(Path(scratch) / ADAPTER_FILE)
-            repository.publish(made_from.model, scratch, made_from.config())
+            repository.publish(made_from.model, scratch, made_from.config(examples))
 
 
 def reordered(head: IntentHead, order: NDArray[np.int64]) -> IntentHead:

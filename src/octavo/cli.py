@@ -44,7 +44,10 @@ DOORS: dict[str, Door] = {
         "octavo.serving.costs.commands:costs", "What models and tenants cost, and save.", "serving", "onnxruntime"
     ),
     "autoscaling": Door(
-        "octavo.serving.autoscaling.commands:app", "Dry runs of a scaling policy on a trace.", "serving", "onnxruntime"
+        "octavo.serving.autoscaling.commands:app",
+        "The fleet's replicas; dry runs of a scaling policy.",
+        "serving",
+        "onnxruntime",
     ),
     "bench": Door(
         "octavo.serving.bench_command:bench", "Measure a model's latency and throughput.", "serving", "onnxruntime"
@@ -139,7 +142,10 @@ def up(
     token: Annotated[
         str | None, typer.Option(help="Admin token, instead of one made.", envvar="OCTAVO_TOKEN", show_default=False)
     ] = None,
-    ray: Annotated[bool, typer.Option("--ray", help="Compute heavy steps of jobs on Ray.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Answer from replicas on a Ray cluster: local, auto or HOST:PORT.", show_default=False),
+    ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the console in a browser.")] = False,
     workspace: Workspace = None,
     as_json: AsJson = False,
@@ -147,10 +153,14 @@ def up(
     """Run the server in the foreground; stop it with Ctrl-C."""
     from octavo.settings import load_settings
 
-    flags = {"web": {"host": host, "port": port}, "token": token or None}
-    settings = load_settings(workspace, **flags, jobs={"engine": "ray" if ray else None})
-    if ray and find_spec("ray") is None:
-        raise MissingExtra("Ray is not installed", "--ray", "Run: pip install 'octavo[ray]'")
+    flags: dict[str, Any] = {"web": {"host": host, "port": port}, "token": token or None, "fleet": {"ray": ray}}
+    if ray:  # heavy steps of jobs compute there too
+        flags["jobs"] = {"engine": "ray", "ray_address": "" if ray == "local" else ray}
+    settings = load_settings(workspace, **flags)
+    if settings.fleet.ray:
+        from octavo.serving.fleet.address import check_address
+
+        check_address(settings.fleet.ray)
 
     def started(running: Running, first_token: str | None) -> None:
         _tell_started(running, first_token, settings, as_json)

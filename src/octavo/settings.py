@@ -113,14 +113,17 @@ class ServingSettings(_Section):
     watch_seconds: float = Field(2.0, gt=0, description="How often the repository is looked at for changes.")
     default_model: str = Field("", description="Model of `POST /invocations` without a name; empty means the only one.")
     model_sources: str = Field(
-        "", description="Folder below which `POST /models` may publish models from; empty means none."
+        "", description="Folder below which `POST /models` and SageMaker's `CreateModel` may publish from; empty: none."
+    )
+    model_buckets: tuple[str, ...] = Field(
+        (), description="`s3://` prefixes `CreateModel` may publish from; empty means any but octavo's own."
     )
     machine_price: float = Field(0.192, ge=0, description="Price of this machine per hour, for `octavo costs`.")
     usage_flush_seconds: float = Field(
         10.0, gt=0, description="How often usage is written to the database; a crash loses no more than that."
     )
     usage_days: int = Field(400, ge=1, description="Days usage is kept.")
-    allow_code: bool = Field(False, description="Run Python models found in the repository.")
+    allow_code: bool = Field(False, description="Run Python and PyTorch models found in the repository.")
     python_memory: ByteSize = Field(
         2 * 2**30, ge=0, description="Address-space limit of a Python model's worker; 0 none."
     )
@@ -133,6 +136,33 @@ class ServingSettings(_Section):
     )
     deploy_lease: float = Field(
         600.0, gt=0, description="Seconds a step of a deployment may take before another may go on with it."
+    )
+
+
+class FleetSettings(_Section):
+    """Replicas of the server on a Ray cluster (`octavo up --ray`)."""
+
+    ray: str = Field("", description="Ray cluster: `local`, `auto` or HOST:PORT; empty means that no fleet answers.")
+    min_replicas: int = Field(1, ge=1, le=1000, description="Least replicas.")
+    max_replicas: int = Field(10, ge=1, le=1000, description="Most replicas.")
+    replica_cpus: float = Field(1.0, gt=0, le=1024, description="CPUs that a replica takes of its node.")
+    replica_memory: ByteSize = Field(
+        0, ge=0, description="Bytes for a replica's models; 0 means its part of the node's `serving.memory_share`."
+    )
+    memory_utilisation: float = Field(80.0, gt=0, le=100, description="Target, percent of the replicas' memory.")
+    invocations_per_replica: float = Field(225.0, gt=0, description="Target, requests per minute and replica.")
+    scale_out_cooldown: float = Field(300.0, ge=0, description="Seconds between two growths.")
+    scale_in_cooldown: float = Field(300.0, ge=0, description="Seconds between two shrinkings.")
+    spill_at: int = Field(
+        8, ge=1, description="Requests in flight at a replica from which its models are loaded at another one too."
+    )
+    report_seconds: float = Field(0.5, gt=0, le=10, description="How often a replica tells what it holds.")
+    lost_seconds: float = Field(15.0, gt=0, description="A replica silent for so long is lost: its requests move.")
+    start_seconds: float = Field(120.0, gt=0, description="Seconds the first replica may take to start.")
+    drain_seconds: float = Field(60.0, ge=0, description="Seconds a replica that goes may finish its requests in.")
+    resends: int = Field(3, ge=0, le=100, description="Times a request whose replica was lost is sent again.")
+    object_store: ByteSize = Field(
+        256 * 2**20, ge=80 * 2**20, description="Bytes of shared memory for Ray's objects, where `ray` is `local`."
     )
 
 
@@ -153,6 +183,7 @@ class Settings(BaseSettings):
     storage: StorageSettings = StorageSettings()
     jobs: JobSettings = JobSettings()
     serving: ServingSettings = ServingSettings()
+    fleet: FleetSettings = FleetSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -50,7 +50,7 @@ def test_from_an_empty_folder_to_a_running_server_and_back(tmp_path: Path) -> No
         process.communicate()
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "up", "bench", "lint", "docs", "test-slow", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "up", "bench", "lint", "docs", "test-slow", "test-torch", "clean"])
 def test_make_knows_the_target(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"UV": ""})
     assert done.returncode == 0, done.stderr

@@ -41,13 +41,13 @@ class Up:
 
 
 @contextmanager
-def octavo_up(workspace: Path, **environment: str) -> Iterator[Up]:
-    """A server on a workspace, ended with the block; its log goes to `stderr` in the workspace."""
+def octavo_up(workspace: Path, *options: str, **environment: str) -> Iterator[Up]:
+    """A server on a workspace with these options, ended with the block; its log goes to `stderr` in the workspace."""
     workspace.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "octavo.cli", "up", "--json", "--port", "0", "--token", TOKEN]
     with (workspace / "stderr").open("w") as errors:
         process = subprocess.Popen(
-            [*command, "--workspace", str(workspace)],
+            [*command, *options, "--workspace", str(workspace)],
             stdout=subprocess.PIPE, stderr=errors, text=True, env=clean_environment(**environment),
         )  # fmt: skip
     assert process.stdout is not None

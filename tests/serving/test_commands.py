@@ -211,4 +211,4 @@ def test_what_is_no_tensor_is_said(raw: str) -> None:
 
 
 def test_texts_as_tensors() -> None:
-    assert text_tensors(["a", ""])["text"].tolist() == [b"a", b""]
+    assert text_tensors(["a", ""])["text"].tolist() == [[b"a"], [b""]]

@@ -116,6 +116,12 @@ def test_who_asks_is_checked(client: triton.InferenceServerClient) -> None:
             client.get_server_metadata(headers=headers)
 
 
+def test_nobody_sends_a_large_message(client: triton.InferenceServerClient) -> None:
+    for headers in (None, {"authorization": "Bearer wrong"}):
+        with pytest.raises(InferenceServerException, match="UNAUTHENTICATED"):
+            client.infer("double", [tensor("x", np.zeros((1, 2**20), np.float32), "FP32")], headers=headers)
+
+
 def test_shared_memory_is_refused(client: triton.InferenceServerClient, headers: dict[str, str]) -> None:
     with pytest.raises(InferenceServerException, match="shared memory regions are not taken"):
         client.register_system_shared_memory("region", "/key", 64, headers=headers)
@@ -218,6 +224,15 @@ def test_bytes_that_are_no_message_are_refused(live_server: Up, headers: dict[st
         with pytest.raises(grpc.RpcError) as caught:
             unknown(b"")
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_probes_are_answered(live_server: Up) -> None:
+    with grpc.insecure_channel(live_server.grpc) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert check(b"") == b"\x08\x01"  # SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            check(b"\x0a\x05other")
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 def message(**more: Any) -> Any:

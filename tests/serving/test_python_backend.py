@@ -546,6 +546,25 @@ def test_memory_limit(load: Load) -> None:
     assert runner.run({"x": np.full(1, 1, np.float32)})["y"].shape == (2**20,)
 
 
+def test_a_model_that_leaks_is_started_anew(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    keep = "def initialize(self, args): self.kept = []"
+    body = "self.kept.append(np.ones(16 * 2**20, np.float32))\nreturn [answer(r) for r in requests]"
+    runner = load(execute(body, keep), python_memory=1024 * 2**20)
+    pids = [runner.processes()]
+
+    def until_it_fails() -> None:
+        for _ in range(16):
+            runner.run({"x": X})
+
+    for _ in range(2):
+        with pytest.raises(ModelFailed, match="ran out of memory"):
+            until_it_fails()
+        np.testing.assert_array_equal(runner.run({"x": X})["y"], X)
+        pids.append(runner.processes())
+    assert len(set(pids)) == 3
+    assert "MiB more than when it was loaded" in caplog.text
+
+
 def test_isolation_of_the_process(load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OCTAVO_TOKEN", "secret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")

@@ -29,6 +29,7 @@ from octavo.errors import (
     Unauthenticated,
     Unavailable,
 )
+from octavo.serving.inference import Parameters
 from octavo.serving.tensors import Array, Tensors, datatype_of, decode_raw, encode_raw
 
 _TRIES = 4
@@ -69,13 +70,18 @@ class Client:
         self._timeout = timeout
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
 
-    def embed(self, texts: Sequence[str], model: str) -> NDArray[np.float32]:
-        """One vector per text: float32 [texts, dimensions]."""
+    def embed(self, texts: Sequence[str], model: str, input_type: str = "") -> NDArray[np.float32]:
+        """One vector per text: float32 [texts, dimensions].
+
+        `input_type` is `query` or `document`, where the model tells the two apart; empty for the model's default.
+        """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise Invalid("`texts` is not a list of strings", "embed", "Pass one string per text.")
         array = np.empty((len(texts), 1), dtype=np.object_)
         array[:, 0] = [text.encode() for text in texts]
-        return self.infer(model, {"text": array}, outputs=["embedding"])["embedding"].astype(np.float32, copy=False)
+        parameters = {"input_type": input_type} if input_type else {}
+        found = self.infer(model, {"text": array}, outputs=["embedding"], parameters=parameters)["embedding"]
+        return found.astype(np.float32, copy=False)
 
     def infer(
         self,
@@ -84,6 +90,7 @@ class Client:
         outputs: Sequence[str] | None = None,
         version: str = "",
         priority: int = 0,
+        parameters: Parameters | None = None,
     ) -> Tensors:
         """Ask a model.
 
@@ -93,11 +100,13 @@ class Client:
             outputs: names wanted; None for all.
             version: number or label; empty for the default.
             priority: 1 is the most urgent; 0 is the model's default level, or comes after all numbers.
+            parameters: further parameters of the request, as `input_type` or an endpoint's `variant` and `session`.
 
         Returns:
             The outputs by name; BYTES as object arrays of `bytes`.
         """
-        header, body = _encode(inputs, outputs, priority, int(self._timeout * 1e6))
+        own = {"timeout": int(self._timeout * 1e6)} | ({"priority": priority} if priority else {})
+        header, body = _encode(inputs, outputs, dict(parameters or {}) | own)
         path = f"{_model_path(model, version)}/infer"
         headers = {_HEADER_LENGTH: str(len(header)), "content-type": "application/octet-stream"}
         return _decode(self._send("POST", path, b"".join((header, *body)), headers))
@@ -129,6 +138,14 @@ class Client:
         """Point a label at a version of a model, or with an empty `version` take it away."""
         path = f"/api/serving/models/{quote(name, safe='')}/labels"
         self._send("POST", path, orjson.dumps({"label": label, "version": version}))
+
+    def pair(self, name: str, query: str, document: str, default_input_type: str = "") -> dict[str, Any]:
+        """Publish two encoders (`MODEL` or `MODEL@VERSION`) behind one name; the pair."""
+        wanted = {"query": query, "document": document}
+        wanted |= {"default_input_type": default_input_type} if default_input_type else {}
+        path = f"/api/serving/models/{quote(name, safe='')}/pair"
+        found: dict[str, Any] = orjson.loads(self._send("POST", path, orjson.dumps(wanted)).content)
+        return found
 
     def endpoints(self) -> list[dict[str, Any]]:
         """Every endpoint with its variants."""
@@ -173,9 +190,31 @@ class Client:
         """Take the version that is rolled out back, or return to the one before; the deployment."""
         return self._deployment(name, "/roll-back", {})
 
+    def tenants(self) -> list[dict[str, Any]]:
+        """Every tenant: base, examples, categories, size, what its last evaluation found, and its models."""
+        rows: list[dict[str, Any]] = self._json("GET", "/api/serving/tenants")
+        return rows
+
+    def train_tenant(self, tenant: str, examples: bytes, base: str = "minilm") -> dict[str, Any]:
+        """Queue a training on a CSV (columns text and category); `job` in what it gives is the job's id."""
+        path = f"/api/serving/tenants/{quote(tenant, safe='')}?{urlencode({'base': base})}"
+        found: dict[str, Any] = orjson.loads(self._send("POST", path, examples, {"content-type": "text/csv"}).content)
+        return found
+
+    def training(self, tenant: str, job: str) -> dict[str, Any]:
+        """How far a training is: `state`, `progress` (0 to 1), `message`, `error`, `result`."""
+        path = f"/api/serving/tenants/{quote(tenant, safe='')}/trainings/{quote(job, safe='')}"
+        found: dict[str, Any] = self._json("GET", path)
+        return found
+
     def costs(self, **asked: str) -> dict[str, Any]:
         """What was used and cost: `since`, `by`, `price`, `instance_price` as `octavo costs` takes them."""
         found: dict[str, Any] = self._json("GET", f"/api/serving/costs?{urlencode(asked)}")
+        return found
+
+    def fleet(self) -> dict[str, Any]:
+        """The fleet behind the server: replicas, routing, scaling; `NotFound` when it runs alone."""
+        found: dict[str, Any] = self._json("GET", "/api/serving/fleet")
         return found
 
     def ready(self) -> bool:
@@ -248,7 +287,7 @@ def _model_path(model: str, version: str = "") -> str:
 
 
 def _encode(
-    inputs: Mapping[str, Array], outputs: Sequence[str] | None, priority: int, timeout: int
+    inputs: Mapping[str, Array], outputs: Sequence[str] | None, parameters: Parameters
 ) -> tuple[bytes, list[bytes]]:
     """The JSON part of an inference request, and the binary part in pieces."""
     described = []
@@ -261,8 +300,7 @@ def _encode(
         pieces.append(raw)
         tensor = {"name": name, "datatype": datatype_of(array), "shape": array.shape}
         described.append(tensor | {"parameters": {"binary_data_size": len(raw)}})
-    parameters = {"binary_data_output": True, "timeout": timeout} | ({"priority": priority} if priority else {})
-    header: dict[str, Any] = {"inputs": described, "parameters": parameters}
+    header: dict[str, Any] = {"inputs": described, "parameters": dict(parameters) | {"binary_data_output": True}}
     if outputs is not None:
         header["outputs"] = [{"name": name} for name in outputs]
     return orjson.dumps(header), pieces

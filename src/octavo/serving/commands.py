@@ -68,11 +68,13 @@ def add(
     name: Annotated[str, typer.Option(help="Name in the repository; default: from the source.")] = "",
     precision: Annotated[str, typer.Option(help="fp32, int8, or both (the int8 one is called NAME-int8).")] = "both",
     max_tokens: Annotated[int | None, typer.Option(help="Cut longer texts; default: what the source says.")] = None,
+    query_prefix: Annotated[str | None, typer.Option(help="Put before queries, as 'query: ' for e5.")] = None,
+    document_prefix: Annotated[str | None, typer.Option(help="Put before documents, as 'passage: ' for e5.")] = None,
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
     """Build an embedding model and publish it in the repository."""
-    from octavo.serving.minilm import add_embedding_model, checkpoint
+    from octavo.serving.minilm import Prefixes, add_embedding_model, checkpoint
     from octavo.serving.onnx_runtime import OnnxRuntimeBackend
     from octavo.serving.repository import Repository
 
@@ -84,12 +86,13 @@ def add(
     wanted = {"fp32": [(base, "fp32")], "int8": [(base, "int8")]}.get(
         precision, [(base, "fp32"), (f"{base}-int8", "int8")]
     )
+    prefixes = Prefixes(query_prefix, document_prefix)
     added: list[dict[str, str]] = []
     with spinner(f"fetching {source}", quiet=as_json) as tell, checkpoint(source) as folder:
         for model, kind in wanted:
             tell(f"building {model} ({kind})")
             try:
-                version = add_embedding_model(repository, model, folder, precision=kind, max_tokens=max_tokens)
+                version = add_embedding_model(repository, model, folder, kind, max_tokens, prefixes)
                 OnnxRuntimeBackend(settings).prepare(repository.resolve(model, version))
             except Invalid as error:
                 if not added:
@@ -192,22 +195,59 @@ def publish(
 
 
 @app.command()
+def pair(
+    name: Name,
+    query: Annotated[str, typer.Option(help="MODEL or MODEL@VERSION: the encoder of queries.")],
+    document: Annotated[str, typer.Option(help="MODEL or MODEL@VERSION: the encoder of documents.")],
+    default: Annotated[str, typer.Option(help="query or document: requests that do not say.")] = "document",
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put two encoders behind one name; requests choose with input_type. Both are asked a sentence first."""
+    settings = existing_workspace(workspace)
+    client = find_server(settings)
+    if client is not None:
+        with client:
+            found = client.pair(name, query, document, default)
+    else:
+        found = asyncio.run(_pair_here(settings, name, query, document, default))
+    what = "published" if found["new"] else "unchanged:"
+    encoders = f"queries by {found['query']}, documents by {found['document']}, {found['dimensions']} numbers"
+    say(as_json, found, f"{what} {name} version {found['version']}: {encoders}")
+
+
+async def _pair_here(settings: Settings, *given: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from octavo.serving.pair import publish_pair
+    from octavo.serving.service import Serving
+
+    server = await Serving.open(settings, keep_pinned=False)
+    try:
+        return asdict(await publish_pair(server, *given))
+    finally:
+        await server.close()
+
+
+@app.command()
 def infer(
     name: Name,
     text: Annotated[list[str] | None, typer.Option(help="A text to embed; may be given again.")] = None,
     inputs: Annotated[Path | None, typer.Option(help="JSON file: {input name: nested lists}.")] = None,
+    input_type: Annotated[str, typer.Option(help="query or document, where the model tells them apart.")] = "",
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a model: through the running server, or in this process when there is none."""
     settings = existing_workspace(workspace)
     tensors = _read_inputs(text, inputs)
+    parameters = {"input_type": input_type} if input_type else {}
     client = find_server(settings)
     if client is not None:
         with client:
-            outputs = client.infer(name, tensors)
+            outputs = client.infer(name, tensors, parameters=parameters)
     else:
-        outputs = asyncio.run(_infer_here(settings, name, tensors))
+        outputs = asyncio.run(_infer_here(settings, name, tensors, parameters))
     if as_json:
         print_json({key: _plain(array) for key, array in outputs.items()})
         return
@@ -247,13 +287,15 @@ def server(workspace: Path | None) -> Client:
     return client
 
 
-async def _infer_here(settings: Settings, name: str, tensors: dict[str, Any]) -> dict[str, Any]:
+async def _infer_here(
+    settings: Settings, name: str, tensors: dict[str, Any], parameters: dict[str, Any]
+) -> dict[str, Any]:
     from octavo.serving.inference import InferRequest
     from octavo.serving.service import Serving
 
     server = await Serving.open(settings, keep_pinned=False)
     try:
-        return dict((await server.infer(InferRequest(name, tensors))).outputs)
+        return dict((await server.infer(InferRequest(name, tensors, parameters=parameters))).outputs)
     finally:
         await server.close()
 

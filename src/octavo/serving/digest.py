@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,14 @@ log = logging.getLogger("octavo.serving")
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells a changed file without reading it: its size in bytes and a tag (times and inode, or an etag)."""
+    """What tells a changed file without reading it: its size in bytes and a tag (times and inode, or an etag).
+
+    `modified` is the time of its last write, seconds since 1970; 0 where nobody knows.
+    """
 
     size: int
     tag: str
+    modified: float = field(default=0.0, compare=False)
 
 
 Files = Mapping[str, Stamp]

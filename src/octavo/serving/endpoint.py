@@ -17,6 +17,7 @@ from octavo.errors import Invalid, NotFound
 from octavo.serving.model_config import check_name, check_version
 
 MAX_VARIANTS = 10
+VARIANT_NAME = r"^[A-Za-z0-9](-?[A-Za-z0-9]){0,62}$"
 
 
 class _Part(BaseModel):
@@ -34,7 +35,7 @@ class Variant(_Part):
         shadow: it gets a copy of the share of requests `weight` (0 to 1) and its answers go to nobody.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9](-?[A-Za-z0-9]){0,62}$")
+    name: str = Field(pattern=VARIANT_NAME)
     model: str
     version: str = ""
     weight: float = Field(1.0, ge=0, le=1e6)

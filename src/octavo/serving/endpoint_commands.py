@@ -45,7 +45,7 @@ def show(name: Name, workspace: Workspace = None, as_json: AsJson = False) -> No
         print_json(found)
         return
     counts = {one["variant"]: one for one in found["statistics"]}
-    titles = ["Variant", "Model", "Version", "Share", "Answers", "Failures", "Mean ms", "Agreed"]
+    titles = ["Variant", "Model", "Version", "Share", "Answers", "Failures", "Mean ms", "p50 ms", "p99 ms", "Agreed"]
     print_table(titles, [(*row[1:], *_did(counts.get(row[1]))) for row in _cells([found])])
 
 
@@ -97,11 +97,12 @@ def _cells(rows: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
 
 def _did(counts: dict[str, Any] | None) -> tuple[str, ...]:
     if counts is None:
-        return "0", "0", "", ""
+        return "0", "0", "", "", "", ""
     done = counts["successes"]
     mean = f"{done['seconds'] / done['count'] * 1000:.1f}" if done["count"] else ""
     agreed = f"{counts['agreed']} of {counts['compared']}" if counts["compared"] else ""
-    return str(done["count"]), str(counts["failures"]["count"]), mean, agreed
+    latest = [f"{counts[name] * 1000:.1f}" if counts[name] else "" for name in ("p50", "p99")]
+    return str(done["count"]), str(counts["failures"]["count"]), mean, *latest, agreed
 
 
 def _sentence(endpoint: Endpoint) -> str:

@@ -58,6 +58,10 @@ class Failures:
         failure = self._failures.get(f"{name}/{version}")
         return str(failure.error) if failure else ""
 
+    def reasons(self) -> dict[str, str]:
+        """Why models could not be loaded lately, by name and version."""
+        return {key: str(failure.error) for key, failure in self._failures.items()}
+
     def clear(self, key: str) -> None:
         """A load succeeded."""
         self._failures.pop(key, None)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from octavo.errors import Unavailable
 
 if TYPE_CHECKING:
     from octavo.serving.protocols.kserve_grpc import Authenticate
+    from octavo.serving.rpc import GrpcServer
     from octavo.serving.service import Serving
     from octavo.settings import Settings
 
@@ -25,7 +25,7 @@ class GrpcListener:
         port: on which it listens.
     """
 
-    def __init__(self, server: Any, port: int) -> None:
+    def __init__(self, server: GrpcServer, port: int) -> None:
         self._server = server
         self.port = port
 
@@ -41,44 +41,23 @@ class GrpcListener:
         wanted = settings.serving.grpc_port
         if wanted == 0:
             return None
-        import grpc
-
         from octavo.serving.protocols.kserve_grpc import InferenceCalls
+        from octavo.serving.rpc import GrpcServer, Limits
 
-        most = settings.web.max_body
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", most),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
-            ],
-            maximum_concurrent_rpcs=settings.web.max_connections,
-        )
-        server.add_generic_rpc_handlers((InferenceCalls(service, authenticate).handler(),))
-        host = f"[{settings.web.host}]" if ":" in settings.web.host else settings.web.host
-        free = settings.web.port == 0 and wanted < 0
+        web = settings.web
+        limits = Limits(web.max_body, web.max_connections, web.max_connections, web.body_timeout)
+        calls = InferenceCalls(service, authenticate)
+        server = GrpcServer(calls.methods(), limits, calls.admit)
+        free = web.port == 0 and wanted < 0
         port = 0 if free else (http_port + 1 if wanted < 0 else wanted)
-        if port and not _is_free(settings.web.host, port):
+        try:
+            return cls(server, await server.start(web.host, port))
+        except (OSError, OverflowError):  # taken, not ours to take, or over 65535
             if wanted < 0:
                 log.warning("no gRPC: port %s is taken; set serving.grpc_port", port)
                 return None
-            raise Unavailable(f"port {port} is taken", "serving.grpc_port", "Name another, or 0 for none.")
-        try:
-            port = server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError:  # taken since it was looked at
             raise Unavailable(f"port {port} is taken", "serving.grpc_port", "Name another, or 0 for none.") from None
-        await server.start()
-        return cls(server, port)
 
     async def close(self) -> None:
         """Take no more calls; those under way may finish."""
-        await self._server.stop(_GRACE)
-
-
-def _is_free(host: str, port: int) -> bool:
-    """Whether a port can be bound; asked first, since the library reports a taken one with a page of its own log."""
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except (OSError, OverflowError):  # taken, not ours to take, or over 65535
-        return False
-    return True
+        await self._server.close(_GRACE)

@@ -11,14 +11,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.errors import Forbidden, Invalid, MissingExtra, OctavoError, Unavailable
 from octavo.serving.bert import Encoder, read_config, read_json, read_weights, write_model
+from octavo.serving.input_type import DEFAULT as DEFAULT_INPUT_TYPE
+from octavo.serving.input_type import DOCUMENT, QUERY
 from octavo.serving.model_config import DynamicBatching, ModelConfig, check_name
 from octavo.serving.pbtxt import render
 from octavo.serving.quantisation import Int8Encoder
@@ -47,12 +49,21 @@ _POOLING = {
 
 
 @dataclass(frozen=True, slots=True)
+class Prefixes:
+    """What an encoder wants before its texts to tell queries from documents; None takes what the source says."""
+
+    query: str | None = None
+    document: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a checkpoint wants its tokens cut and its vectors pooled."""
+    """How a checkpoint wants its tokens cut and its vectors pooled, and what it wants before queries and documents."""
 
     pooling: str
     normalise: bool
     max_tokens: int
+    prefixes: Mapping[str, str] = field(default_factory=dict)
 
 
 def add_embedding_model(
@@ -61,6 +72,7 @@ def add_embedding_model(
     source: str | Path = DEFAULT_SOURCE,
     precision: str = "fp32",
     max_tokens: int | None = None,
+    prefixes: Prefixes = Prefixes(),
 ) -> str:
     """Build an embedding model and publish it.
 
@@ -70,6 +82,7 @@ def add_embedding_model(
         source: `minilm`, a folder in the format of sentence-transformers, or a hub id such as `BAAI/bge-small-en-v1.5`.
         precision: `fp32` or `int8`.
         max_tokens: longer texts are cut; None takes what the source says (256 for `minilm`, which has 512 positions).
+        prefixes: as "query: " and "passage: " for the models of the e5 family.
 
     Returns:
         The version published.
@@ -83,7 +96,7 @@ def add_embedding_model(
     with tempfile.TemporaryDirectory(prefix="octavo-") as scratch:
         with checkpoint(source) as folder:
             target = Path(scratch) / name
-            config = build(folder, target, precision, max_tokens)
+            config = build(folder, target, precision, max_tokens, prefixes)
         return repository.publish(name, target / "1", config)
 
 
@@ -182,7 +195,13 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def build(source: Path, target: Path, precision: str = "fp32", max_tokens: int | None = None) -> ModelConfig:
+def build(
+    source: Path,
+    target: Path,
+    precision: str = "fp32",
+    max_tokens: int | None = None,
+    prefixes: Prefixes = Prefixes(),
+) -> ModelConfig:
     """Make a model folder in Triton's layout, `target`, from a checkpoint.
 
     Args:
@@ -191,6 +210,7 @@ def build(source: Path, target: Path, precision: str = "fp32", max_tokens: int |
         precision: `fp32` or `int8`. Of an architecture other than BERT the source's own ONNX graph is taken as it is,
             in fp32 only.
         max_tokens: longer texts are cut; None takes what the source says.
+        prefixes: before queries and documents.
 
     Raises:
         Invalid: unknown precision, more tokens than positions, missing or damaged files, an architecture other than
@@ -198,7 +218,7 @@ def build(source: Path, target: Path, precision: str = "fp32", max_tokens: int |
     """
     if precision not in PRECISIONS:
         raise Invalid(f"unknown precision {precision!r}", "precision", f"Use one of {', '.join(PRECISIONS)}.")
-    recipe = read_recipe(source, max_tokens)
+    recipe = read_recipe(source, max_tokens, prefixes)
     version = target / "1"
     version.mkdir(parents=True)
     _copy_tokenizer(source, version)
@@ -224,8 +244,8 @@ def _ready_graph(source: Path) -> Path | None:
     return next((file for file in (source / "onnx/model.onnx", source / "model.onnx") if file.is_file()), None)
 
 
-def read_recipe(source: Path, max_tokens: int | None = None) -> Recipe:
-    """Pooling, normalisation and length limit from the checkpoint's small JSON files; BERT's habits without them.
+def read_recipe(source: Path, max_tokens: int | None = None, prefixes: Prefixes = Prefixes()) -> Recipe:
+    """Pooling, normalisation, length limit and prompts from the checkpoint's JSON files; BERT's habits without them.
 
     Raises:
         Invalid: a pooling octavo does not know, a file that is no JSON, or `max_tokens` beyond the model's positions.
@@ -247,7 +267,23 @@ def read_recipe(source: Path, max_tokens: int | None = None) -> Recipe:
             raise Invalid(f"pooling {' + '.join(chosen) or 'none'} is not supported", str(pooling), "Use exactly one.")
     modules = source / "modules.json"
     normalise = not modules.is_file() or "models.Normalize" in modules.read_text(encoding="utf-8", errors="replace")
-    return Recipe(modes[0], normalise, int(limit))
+    return Recipe(modes[0], normalise, int(limit), _prefixes(source, prefixes))
+
+
+def _prefixes(source: Path, wanted: Prefixes) -> dict[str, str]:
+    """The parameters that tell queries from documents, where the caller or the source's prompts do."""
+    file = source / "config_sentence_transformers.json"
+    told = read_json(file) if file.is_file() else {}
+    prompts = told.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+        raise Invalid("'prompts' is not a table of texts", str(file))
+    own = Prefixes(prompts.get("query", ""), prompts.get("document", prompts.get("passage", "")))
+    query = own.query if wanted.query is None else wanted.query
+    document = own.document if wanted.document is None else wanted.document
+    if not query and not document:
+        return {}
+    default = QUERY if told.get("default_prompt_name") == "query" else DOCUMENT
+    return {"query_prefix": query or "", "document_prefix": document or "", DEFAULT_INPUT_TYPE: default}
 
 
 def _copy_tokenizer(source: Path, version: Path) -> None:
@@ -324,5 +360,6 @@ def _describe(recipe: Recipe, precision: str, file: Path) -> ModelConfig:
             "normalize": "true" if recipe.normalise else "false",
             "max_tokens": str(recipe.max_tokens),
             "precision": precision,
+            **recipe.prefixes,
         },
     )

@@ -27,8 +27,9 @@ _BACKEND_OF_PLATFORM = {
     "tensorflow_savedmodel": "tensorflow",
     "tensorrt_plan": "tensorrt",
 }
-_PLATFORM_OF_BACKEND = {"ensemble": "ensemble", "onnxruntime": "onnxruntime_onnx"}
-_FILE_OF_BACKEND = {"onnxruntime": "model.onnx", "python": "model.py"}
+_PLATFORM_OF_BACKEND = {"ensemble": "ensemble", "onnxruntime": "onnxruntime_onnx", "pytorch": "pytorch_libtorch"}
+_FILE_OF_BACKEND = {"onnxruntime": "model.onnx", "python": "model.py", "pytorch": "model.pt"}
+_EXPORTED = "model.pt2"  # PyTorch's other kind of file
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class ModelConfig:
         input_reshape: input name -> the shape the model itself wants, where it differs (batch axis left out).
         output_reshape: output name -> the shape the model itself gives, where it differs (batch axis left out).
         instance_count: copies over all instance groups.
+        devices: of the PyTorch backend, where they run: `cpu`, `gpu` (all there are), `gpu:N`; empty leaves it to it.
         labels: label -> version; kept in `labels.json` beside the text, since Triton's text has no labels.
         ignored: fields that were present and have no effect here.
     """
@@ -115,6 +117,7 @@ class ModelConfig:
     version_policy: VersionPolicy = VersionPolicy()
     ensemble: tuple[EnsembleStep, ...] = ()
     instance_count: int = 1
+    devices: tuple[str, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
     default_model_filename: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -222,8 +225,12 @@ def complete(config: ModelConfig, name: str, files: Collection[str], where: str 
         raise Invalid(f"unknown platform {config.platform!r}", where, "Name a backend, as `backend: 'onnxruntime'`.")
     if not backend:
         backend = next((known for known, file in _FILE_OF_BACKEND.items() if file in files), "")
+        backend = backend or ("pytorch" if _EXPORTED in files else "")
     if not backend:
         expected = " or ".join(_FILE_OF_BACKEND.values())
         raise Invalid("no backend is named and no file tells it", where, f"Name one, or add <version>/{expected}.")
     platform = config.platform or _PLATFORM_OF_BACKEND.get(backend, "")
-    return replace(config, name=check_name(name), backend=backend, platform=platform)
+    filename = config.default_model_filename
+    if backend == "pytorch" and not filename and _EXPORTED in files and _FILE_OF_BACKEND[backend] not in files:
+        filename = _EXPORTED
+    return replace(config, name=check_name(name), backend=backend, platform=platform, default_model_filename=filename)

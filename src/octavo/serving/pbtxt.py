@@ -93,6 +93,7 @@ def from_message(message: Any, where: str) -> ModelConfig:
         dynamic_batching=None if batching is None else _batching(batching, where),
         version_policy=_version_policy(message.version_policy, where),
         ensemble=tuple(_step(step, where) for step in message.ensemble_scheduling.step),
+        devices=_devices(message),
         instance_count=sum(max(group.count, 1) for group in message.instance_group) or 1,
         parameters={key: value.string_value for key, value in message.parameters.items()},
         default_model_filename=filename,
@@ -116,7 +117,7 @@ def to_message(config: ModelConfig) -> Any:
     if config.ensemble:
         message.ensemble_scheduling.step.extend(_step_message(step) for step in config.ensemble)
     else:
-        message.instance_group.add(count=config.instance_count, kind=pb.ModelInstanceGroup.KIND_CPU)
+        message.instance_group.add(count=config.instance_count, **_placement(config))
     if config.dynamic_batching is not None:
         message.dynamic_batching.CopyFrom(_batching_message(config.dynamic_batching))
     return message
@@ -160,9 +161,39 @@ def _ignored(message: Any) -> Iterable[str]:
         found.add("dynamic_batching.preserve_ordering")
     if any(policy.max_queue_size for policy in batching.priority_queue_policy.values()):
         found.add("dynamic_batching.priority_queue_policy.max_queue_size")
-    if any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in message.instance_group):
+    if _is_pytorch(message):
+        found.discard("instance_group.gpus")
+    elif any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in message.instance_group):
         found.add("instance_group.kind")
     return sorted(found)
+
+
+def _is_pytorch(message: Any) -> bool:
+    """Whether the backend is the one that places its models on devices."""
+    return "pytorch" in (message.backend, message.platform.partition("_")[0])
+
+
+def _devices(message: Any) -> tuple[str, ...]:
+    """Where the instance groups of a PyTorch model run; empty where they leave it open."""
+    found: list[str] = []
+    for group in message.instance_group if _is_pytorch(message) else ():
+        if group.kind == pb.ModelInstanceGroup.KIND_CPU:
+            found.append("cpu")
+        elif group.gpus:
+            found += [f"gpu:{number}" for number in group.gpus]
+        elif group.kind == pb.ModelInstanceGroup.KIND_GPU:
+            found.append("gpu")
+    return tuple(dict.fromkeys(found))
+
+
+def _placement(config: ModelConfig) -> dict[str, Any]:
+    """The kind and the devices of the one instance group that is written."""
+    kinds = pb.ModelInstanceGroup
+    gpus = [int(name.removeprefix("gpu:")) for name in config.devices if name.startswith("gpu:")]
+    if gpus or "gpu" in config.devices:
+        return {"kind": kinds.KIND_GPU, "gpus": gpus}
+    open_ = config.backend == "pytorch" and not config.devices
+    return {"kind": kinds.KIND_AUTO if open_ else kinds.KIND_CPU}
 
 
 def _specs(tensors: Iterable[Any], side: str, where: str) -> tuple[TensorSpec, ...]:

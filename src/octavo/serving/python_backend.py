@@ -31,7 +31,7 @@ from octavo.serving.inference import InferRequest
 from octavo.serving.python_channel import Message
 from octavo.serving.python_config import triton_config, triton_specs
 from octavo.serving.python_process import Failure, WorkerProcess
-from octavo.serving.tensors import Array, Tensors, TensorSpec, datatype_of, reshaped
+from octavo.serving.tensors import Tensors, check_output, reshaped
 from octavo.settings import ServingSettings, Settings
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ class PythonRunner:
                 source = self._reshape_outputs.get(name)
                 if source is not None:
                     outputs[name] = array = reshaped(array, self._lead, source, spec.shape[self._lead :])
-                _check_output(spec, array)
+                check_output(spec, array)
         except ValueError as error:
             return ModelFailed(str(error), self._model, "Correct model.py or config.pbtxt.")
         return outputs
@@ -250,6 +250,7 @@ class PythonInstance:
         self._losses = 0
         self._lost_cpu = 0.0
         self._not_before = 0.0
+        self._loaded_bytes = 0
         self._load: Message = {
             "folder": str(version.folder),
             "file": file,
@@ -304,7 +305,7 @@ class PythonInstance:
             process.kill()
             fix = _MEMORY_FIX if answer.memory else "Correct model.py; its traceback is in the log."
             raise Invalid(f"the model cannot be loaded: {answer.message}", self._model, fix)
-        self._process = process
+        self._process, self._loaded_bytes = process, process.address_space()
         config: Message = answer["config"]
         if config.get("model_transaction_policy", {}).get("decoupled"):
             raise Invalid("decoupled models are not supported", self._model, "Return one response per request.")
@@ -352,6 +353,9 @@ class PythonInstance:
         except OSError as error:
             self._lose()
             raise OutOfMemory(f"no shared memory for the request: {error.strerror}", self._model) from None
+        if isinstance(results, Failure) and results.memory and self._leaks(process):
+            self._lose()
+            raise failure_error(results, self._model)
         self._losses = 0
         if isinstance(results, Failure):
             raise failure_error(results, self._model)
@@ -393,6 +397,17 @@ class PythonInstance:
         assert self._process is not None
         return self._process
 
+    def _leaks(self, process: WorkerProcess) -> bool:
+        """Whether the worker ran out of memory because it holds what earlier calls left, so that it must start anew."""
+        limit = self._settings.python_memory
+        held = process.address_space() - self._loaded_bytes
+        if not limit or held <= (limit - self._loaded_bytes) / 2:
+            return False
+        logger.warning(
+            "%s: the worker holds %d MiB more than when it was loaded, and is started anew", self._model, held >> 20
+        )
+        return True
+
     def _lose(self) -> str:
         """Kill what is left of the worker; returns how it ended."""
         process, self._process = self._process, None
@@ -427,16 +442,3 @@ def _model_folder(version: ModelVersion, cleanup: ExitStack) -> Path:
     folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="octavo-model-")))
     (folder / version.version).symlink_to(version.folder, target_is_directory=True)
     return folder
-
-
-def _check_output(spec: TensorSpec, array: Array) -> None:
-    datatype = datatype_of(array)
-    if datatype != spec.datatype:
-        raise ValueError(f"output {spec.name!r} is {datatype}, the configuration says {spec.datatype}")
-    fits = len(array.shape) == len(spec.shape) and all(
-        want in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"output {spec.name!r} has shape {list(array.shape)}, the configuration says {list(spec.shape)}"
-        )

@@ -126,6 +126,13 @@ class WorkerProcess:
             self._cpu = time.clock_gettime(_cpu_clock(self.pid))
         return self._cpu
 
+    def address_space(self) -> int:
+        """Bytes of the worker's address space, which `serving.python_memory` limits; 0 once it has ended."""
+        try:
+            return psutil.Process(self.pid).memory_info().vms
+        except psutil.Error:
+            return 0
+
     def close(self) -> None:
         """End the worker politely (`finalize`, then SIGTERM), and in any case within seconds."""
         children = _children(self.pid)  # once it has left, nobody can tell which were its own

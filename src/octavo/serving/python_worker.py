@@ -48,6 +48,7 @@ class Worker:
         self._model: Any = None
         self._name = ""
         self._version = -1
+        self._pid = os.getpid()
         self._requests: Segment | None = None
         self._responses: Segment | None = None
 
@@ -108,7 +109,10 @@ class Worker:
         except OSError as error:
             raise MemoryError(f"no room for the inputs: {error.strerror}") from None
         requests, held = self._build(message["requests"])
-        answers = self._check(self._model.execute(requests), len(requests))
+        given = self._model.execute(requests)
+        if os.getpid() != self._pid:  # the model forked: its child is no worker and must not write over the answers
+            os._exit(0)
+        answers = self._check(given, len(requests))
         reply = self._pack(answers, message["outputs"])
         # The model may keep an input, or a view of it, beyond this call. Whoever does keeps the memory too: the server
         # then starts a new segment instead of writing over it (as it does after any error).

@@ -16,8 +16,8 @@ _DATATYPE_OF_KIND = {"b": "BOOL", "i": "INT64", "u": "UINT64", "f": "FP32", "U":
 
 
 def text_tensors(texts: Sequence[str]) -> Tensors:
-    """Texts as the `text` input of an embedding model, [texts]."""
-    return {"text": _bytes(np.array(texts, dtype=np.object_))}
+    """Texts as the `text` input of a model, [texts, 1]."""
+    return {"text": _bytes(np.array(texts, dtype=np.object_)[:, None])}
 
 
 def read_tensors(raw: str | bytes, where: str) -> Tensors:

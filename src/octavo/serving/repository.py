@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from octavo.errors import Conflict, Invalid, NotFound, OctavoError, Unavailable
 from octavo.serving.digest import MANIFEST, Files, HashMemory, version_digest
@@ -74,6 +75,13 @@ class ModelVersion:
     def key(self) -> str:
         """`name/version`."""
         return f"{self.name}/{self.version}"
+
+
+class Stored(NamedTuple):
+    """A version on its disk: bytes, and when it was written (seconds since 1970; 0 where nobody knows)."""
+
+    bytes: int
+    written: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +176,12 @@ class Repository:
             Unavailable: the version is not whole; says what is missing.
         """
         return self._choose(name, version, self._store.files(name))
+
+    def stored(self, name: str, version: str) -> Stored:
+        """How large a version's files are, and when the newest of them was written; raises as `choose`."""
+        files = self._store.files(name)
+        own = version_files(files, self._choose(name, version, files)).values()
+        return Stored(sum(stamp.size for stamp in own), max((stamp.modified for stamp in own), default=0.0))
 
     def resolve(self, name: str, version: str = "") -> ModelVersion:
         """The version to load for a request: its files on this machine, checked against their manifest.

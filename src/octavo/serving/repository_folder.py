@@ -234,7 +234,7 @@ def stamp_of(file: Path) -> Stamp | None:
 
 
 def _stamp(state: os.stat_result) -> Stamp:
-    return Stamp(state.st_size, f"{state.st_mtime_ns}-{state.st_ino}")
+    return Stamp(state.st_size, f"{state.st_mtime_ns}-{state.st_ino}", state.st_mtime)
 
 
 def _list_into(found: dict[str, Stamp], folder: Path, prefix: str, root: Path, links: str) -> None:

@@ -68,7 +68,7 @@ class S3Store:
         for info in listed:
             name, _, file = info.key.partition("/")
             if file and is_name(name):
-                models[name][file] = Stamp(info.size, info.etag)
+                models[name][file] = Stamp(info.size, info.etag, info.modified.timestamp())
         with self._lock:
             found = {name: files for name, files in models.items() if is_model(files)}
             if found != self._models:
@@ -234,7 +234,9 @@ class S3Store:
         self._known()
         with self._asking():
             listed = self._objects.list(name)
-        found = {info.key.removeprefix(f"{name}/"): Stamp(info.size, info.etag) for info in listed}
+        found = {
+            info.key.removeprefix(f"{name}/"): Stamp(info.size, info.etag, info.modified.timestamp()) for info in listed
+        }
         with self._lock:
             others = {other: files for other, files in (self._models or {}).items() if other != name}
             self._models = others | ({name: found} if is_model(found) else {})

@@ -9,18 +9,24 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
 from octavo.serving.protocols import (
+    application_autoscaling,
+    aws_json,
     control,
     cost_api,
     deployment_api,
     endpoint_api,
+    fleet_api,
     kserve_http,
     openai,
     sagemaker_container,
+    sagemaker_endpoints,
     sagemaker_runtime,
+    tenant_api,
 )
 from octavo.serving.protocols.exchange import Door, Endpoint, Operation, Protocol
 
 if TYPE_CHECKING:
+    from octavo.jobs import Jobs
     from octavo.serving.service import Serving
     from octavo.settings import Settings
 
@@ -30,16 +36,19 @@ PROTOCOLS: tuple[Protocol, ...] = (
     control.PROTOCOL,
     endpoint_api.PROTOCOL,
     cost_api.PROTOCOL,
+    fleet_api.PROTOCOL,
     deployment_api.PROTOCOL,
+    tenant_api.PROTOCOL,
     sagemaker_runtime.PROTOCOL,
     sagemaker_container.PROTOCOL,
+    aws_json.protocol(sagemaker_endpoints.SERVICE, application_autoscaling.SERVICE),
 )
 """Another protocol over HTTP is one more line here."""
 
 
-def routes(service: Serving, settings: Settings) -> list[BaseRoute]:
+def routes(service: Serving, settings: Settings, jobs: Jobs | None = None) -> list[BaseRoute]:
     """Bare routes, those that answer requests first; each reads `octavo.access.Principal` at `state.principal`."""
-    door = Door(service, settings)
+    door = Door(service, settings, jobs)
     return [
         (_BesidePage if operation.page else Route)(
             operation.path, Endpoint(door, protocol, operation), methods=[operation.method]
@@ -50,11 +59,16 @@ def routes(service: Serving, settings: Settings) -> list[BaseRoute]:
 
 
 class _BesidePage(Route):
-    """A route at the address of a page of the console: a browser that opens the page passes by."""
+    """A route at the address of a page of the console: a browser that opens the page passes by.
+
+    So does everybody who opens it where nothing but the page can be opened.
+    """
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """As `Route`, but for those."""
         opens = scope.get("method") in ("GET", "HEAD")
+        if opens and "GET" not in (self.methods or ()):
+            return Match.NONE, {}
         if opens and any(name == b"accept" and b"text/html" in value for name, value in scope.get("headers", ())):
             return Match.NONE, {}
         return super().matches(scope)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Self
 
 from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
 from octavo.serving.admission import cut, patience_of, priority_of
@@ -30,6 +31,7 @@ from octavo.serving.costs.question import parse_question
 from octavo.serving.costs.recording import Recording
 from octavo.serving.costs.report import CostReport, cost_report
 from octavo.serving.costs.table import UsageTable
+from octavo.serving.costs.usage import Usage
 from octavo.serving.endpoint import Endpoint
 from octavo.serving.endpoints import Endpoints
 from octavo.serving.ensemble import MAX_DEPTH, ensemble_tensors, run_ensemble
@@ -37,10 +39,12 @@ from octavo.serving.inference import InferAnswer, InferRequest, ModelMetadata
 from octavo.serving.loading import LoadedModel, Loader
 from octavo.serving.memory import available_bytes
 from octavo.serving.metrics import ServingCollector
+from octavo.serving.pair import is_pair, run_pair
 from octavo.serving.pins import PIN_FILE, Pins
 from octavo.serving.repository import Change, ModelVersion, Repository
 from octavo.serving.residency import Residency
 from octavo.serving.resident import LOADING, READY, Resident
+from octavo.serving.sagemaker.control_plane import ControlPlane
 from octavo.serving.snapshots import ModelStatus, ResidencySnapshot, ResidentModel
 from octavo.serving.statistics import ModelStatistics
 from octavo.serving.tenants.backend import BACKEND as TENANT
@@ -66,6 +70,7 @@ class Serving:
         self.documents = Documents(database)
         self.endpoints = Endpoints(self.documents)
         self.traffic = Traffic(self._infer_version)
+        self.sagemaker = ControlPlane(self, settings)
         self._database = database
         self._settings = serving
         self._batcher = Batcher(serving.threads or _cores(), serving.max_pending)
@@ -86,7 +91,7 @@ class Serving:
         self._pins = Pins(settings.workspace / PIN_FILE, self._residency.pinned, self._with_steps, self.load)
 
     @classmethod
-    async def open(cls, settings: Settings, *, keep_pinned: bool = True) -> Serving:
+    async def open(cls, settings: Settings, *, keep_pinned: bool = True) -> Self:
         """Open the repository of the settings and start the worker threads.
 
         `keep_pinned` loads the pinned models, as a server does; who opens it for one question leaves that.
@@ -96,11 +101,17 @@ class Serving:
         """
         from octavo.serving.onnx_runtime import OnnxRuntimeBackend
         from octavo.serving.python_backend import PythonBackend
+        from octavo.serving.pytorch_backend import PytorchBackend
 
         repository = await asyncio.to_thread(Repository.open, settings.repository_url, settings)
         backends: dict[str, Backend] = {
             backend.name: backend
-            for backend in (OnnxRuntimeBackend(settings), PythonBackend(settings), TenantBackend())
+            for backend in (
+                OnnxRuntimeBackend(settings),
+                PythonBackend(settings),
+                PytorchBackend(settings),
+                TenantBackend(),
+            )
         }
         database = Database(settings.database_url)
         serving = cls(settings, repository, backends, database)
@@ -115,6 +126,7 @@ class Serving:
         if keep_pinned:
             serving._usage.start()
             serving._pinning = asyncio.create_task(serving._pins.load_all())
+            serving.sagemaker.start()
         return serving
 
     async def close(self) -> None:
@@ -122,6 +134,7 @@ class Serving:
         self._metrics.close()
         self._watcher.cancel()
         self._endpoint_watcher.cancel()
+        await self.sagemaker.close()
         await self.traffic.close()
         self._turnover.close()
         if self._pinning is not None:
@@ -160,7 +173,7 @@ class Serving:
         counts, owner = self._counts(version), (version.name, version.version, request.caller)
         try:
             if version.config.ensemble:
-                outputs, usage = await self._infer_ensemble(version, request, depth), 0
+                outputs, usage = await self._infer_ensemble(version, request, depth)
             elif version.config.backend == TENANT:
                 outputs, usage = await self._infer_tenant(version, request, depth)
             else:
@@ -225,6 +238,11 @@ class Serving:
         """Point a label at a version, or with an empty `version` take it away."""
         await asyncio.to_thread(self.repository.set_label, name, label, version)
         self._turnover.changed(Change(name, "has other labels"))
+
+    async def remove(self, name: str, version: str = "") -> None:
+        """Delete a version, or the whole model; raises as `Repository.remove`."""
+        await asyncio.to_thread(self.repository.remove, name, version)
+        self._turnover.changed(Change(name, "changed" if version else "removed"))
 
     async def roll_back(self, name: str) -> str:
         """Answer with the version before the current one; returns its number."""
@@ -331,6 +349,11 @@ class Serving:
         await self._usage.flush()
         return await asyncio.to_thread(cost_report, self._usage.table, question, tenant)
 
+    async def usage_by_hour(self, since: datetime) -> list[tuple[datetime, str, Usage]]:
+        """Sums by hour and model since a time, until now, the oldest first; `Unavailable` without a database."""
+        await self._usage.flush()
+        return await asyncio.to_thread(self._usage.table.hourly, since, datetime.now(UTC))
+
     async def measure(self) -> ResidencySnapshot:
         """The memory budget and who holds what of it, measured now; costs the kernel tens of milliseconds."""
         await self._residency.measure()
@@ -387,9 +410,15 @@ class Serving:
         finally:
             self._residency.release(resident)
 
-    async def _infer_ensemble(self, version: ModelVersion, request: InferRequest, depth: int) -> Tensors:
+    async def _infer_ensemble(self, version: ModelVersion, request: InferRequest, depth: int) -> tuple[Tensors, int]:
         _check_depth(version, depth)
-        return await run_ensemble(version.config, request, lambda step: self._infer_version(step, depth + 1))
+
+        async def infer(step: InferRequest) -> InferAnswer:
+            return await self._infer_version(step, depth + 1)
+
+        if is_pair(version.config):
+            return await run_pair(version.config, request, infer)
+        return await run_ensemble(version.config, request, infer), 0
 
     async def _infer_tenant(self, version: ModelVersion, request: InferRequest, depth: int) -> tuple[Tensors, int]:
         """A tenant's answer: the base embeds, in batches with all tenants' texts, unless the client has done so."""

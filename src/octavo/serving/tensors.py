@@ -6,6 +6,7 @@ u32 length followed by that many bytes (Open Inference Protocol, binary tensor d
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ NUMPY_OF: dict[str, np.dtype[np.generic]] = {
     "BYTES": np.dtype(np.object_),
 }
 DATATYPE_OF = {dtype: name for name, dtype in NUMPY_OF.items()}
+_ON_WIRE = {name: dtype.newbyteorder("<") for name, dtype in NUMPY_OF.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ def decode_bytes(raw: bytes | memoryview, shape: tuple[int, ...], name: str) -> 
         Invalid: a length points past the end, or the element count does not match `shape`.
     """
     items = list(_elements(memoryview(raw), name))
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if len(items) != count:
         raise Invalid(f"input {name!r} holds {len(items)} BYTES elements, shape {list(shape)} needs {count}", "body")
     array = np.empty(count, dtype=np.object_)
@@ -128,12 +130,12 @@ def decode_raw(raw: bytes | memoryview, datatype: str, shape: tuple[int, ...], n
     if datatype == "BYTES":
         return decode_bytes(raw, shape, name)
     dtype = numpy_of(datatype, name)
-    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    expected = math.prod(shape) * dtype.itemsize
     if len(raw) != expected:
         raise Invalid(
             f"input {name!r} has {len(raw)} bytes, shape {list(shape)} of {datatype} needs {expected}", "body"
         )
-    return np.frombuffer(raw, dtype=dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
+    return np.frombuffer(raw, _ON_WIRE[datatype]).astype(dtype, copy=False).reshape(shape)
 
 
 def encode_raw(array: Array) -> bytes:
@@ -153,10 +155,12 @@ def numpy_of(datatype: str, name: str) -> np.dtype[np.generic]:
 
 def check_shape(shape: tuple[int, ...], name: str) -> None:
     """Raise `Invalid` for a negative axis or more than 2^31 elements."""
-    if any(axis < 0 for axis in shape):
-        raise Invalid(f"input {name!r} has a negative axis in shape {list(shape)}", "body", "Send the actual shape.")
     count = 1
     for axis in shape:
+        if axis < 0:
+            raise Invalid(
+                f"input {name!r} has a negative axis in shape {list(shape)}", "body", "Send the actual shape."
+            )
         count *= axis
     if count > 2**31:
         raise Invalid(f"input {name!r} declares {count} elements", "body", "At most 2^31 elements per tensor.")
@@ -172,3 +176,17 @@ def reshaped(array: Array, lead: int, source: Sequence[int], target: Sequence[in
         raise ValueError(f"shape {list(array.shape)} does not fit {list(source)}")
     lengths = iter(length for length, axis in zip(array.shape[lead:], source, strict=True) if axis == -1)
     return array.reshape(*array.shape[:lead], *(next(lengths, -1) if axis == -1 else axis for axis in target))
+
+
+def check_output(spec: TensorSpec, array: Array) -> None:
+    """Raise `ValueError` unless what a model gave is what is declared."""
+    datatype = datatype_of(array)
+    if datatype != spec.datatype:
+        raise ValueError(f"output {spec.name!r} is {datatype}, the configuration says {spec.datatype}")
+    fits = len(array.shape) == len(spec.shape) and all(
+        want in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"output {spec.name!r} has shape {list(array.shape)}, the configuration says {list(spec.shape)}"
+        )

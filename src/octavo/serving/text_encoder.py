@@ -1,7 +1,9 @@
 """Text in, vector out, in one call: tokenise -> encode -> pool.
 
-A model folder with `task: text-embedding` among its parameters holds a `tokenizer.json` beside its ONNX encoder. Each
-text is a piece of its own, so texts of one request are batched by length with texts of other requests.
+A model folder with `task: text-embedding` among its parameters holds a `tokenizer.json` beside its encoder. Each text
+is a piece of its own, so texts of one request are batched by length with texts of other requests. An encoder trained
+to tell queries from documents by a word in front (`query: `, `passage: `) has them as `query_prefix` and
+`document_prefix`; a request's `input_type` chooses.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from octavo.errors import Invalid
 from octavo.serving.backend import Runner
 from octavo.serving.gathering import Piece
 from octavo.serving.inference import InferRequest
+from octavo.serving.input_type import DOCUMENT, QUERY, default_input_type, input_type
 from octavo.serving.loading import RunnerSlot
 from octavo.serving.model_config import CONFIG_NAME, ModelConfig
 from octavo.serving.pooling import MODES, pool
@@ -85,6 +88,9 @@ class TextEmbeddingTask:
         self._normalise = config.parameters.get("normalize", "true").lower() == "true"
         self._max_tokens = config.number("max_tokens", 512)
         _check_encoder(config, slot.runner)
+        self._default_type = default_input_type(config)
+        self._prefixes = {QUERY: config.parameters.get("query_prefix", "")}
+        self._prefixes[DOCUMENT] = config.parameters.get("document_prefix", "")
         self._tokenizer = self._open_tokenizer(version)
         self._enough = self._max_tokens * _CHARACTERS_PER_TOKEN
         self._takes = {spec.name for spec in slot.runner.inputs}
@@ -101,7 +107,7 @@ class TextEmbeddingTask:
         """One piece per text.
 
         Raises:
-            Invalid: no text or too many, wrong types, tokens outside the vocabulary.
+            Invalid: no text or too many, wrong types, tokens outside the vocabulary, an input type that is none.
         """
         rows_sent = max((len(array) for array in request.inputs.values() if array.ndim), default=0)
         if rows_sent > self._max_texts:
@@ -119,7 +125,8 @@ class TextEmbeddingTask:
         if "text" in request.inputs and len(request.inputs) > 1:
             raise Invalid("both 'text' and tokens were sent", self._name, "Send one of the two.")
         if "text" in request.inputs:
-            rows = self._tokenise(_texts(request.inputs["text"], self._name))
+            prefix = self._prefix(request)
+            rows = self._tokenise([prefix + text for text in _texts(request.inputs["text"], self._name)])
         else:
             rows = self._given_ids(request.inputs)
         if not rows:
@@ -144,6 +151,12 @@ class TextEmbeddingTask:
     def answer(self, request: InferRequest, results: list[Any]) -> Tensors:
         """All rows, in the order of the texts."""
         return {"embedding": np.stack(results)}
+
+    def _prefix(self, request: InferRequest) -> str:
+        """What stands before the texts of a request; an encoder that tells no types apart ignores the type."""
+        if not any(self._prefixes.values()):
+            return ""
+        return self._prefixes[input_type(request.parameters, self._default_type, self._name)]
 
     def _open_tokenizer(self, version: ModelVersion) -> Tokenizer:
         file = version.folder / "tokenizer.json"

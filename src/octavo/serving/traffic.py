@@ -6,14 +6,15 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
 from octavo.errors import OctavoError
 from octavo.serving.endpoint import Endpoint, Variant
 from octavo.serving.inference import InferAnswer, InferRequest
-from octavo.serving.statistics import Duration
+from octavo.serving.statistics import Duration, LatencyHistogram
 from octavo.serving.tensors import Tensors
 
 MAX_SHADOWS = 64
@@ -29,7 +30,8 @@ class VariantStatistics:
     """What became of a variant's requests since the server started.
 
     Of a shadow, `agreed` of `compared` answers were those of the variant that answered (numbers within 0.1 %), and
-    `dropped` copies were not sent because too many were on their way.
+    `dropped` copies were not sent because too many were on their way. `latency` has the answers of the last one to two
+    minutes.
     """
 
     endpoint: str
@@ -39,6 +41,18 @@ class VariantStatistics:
     compared: int = 0
     agreed: int = 0
     dropped: int = 0
+    latency: LatencyHistogram = field(default_factory=LatencyHistogram)
+
+    @property
+    def requests(self) -> int:
+        """Answered or failed."""
+        return self.successes.count + self.failures.count
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: counts, and the percentiles of the last minutes' answers in seconds (0 without any)."""
+        plain = {name.name: getattr(self, name.name) for name in fields(self) if name.name != "latency"}
+        plain |= {"successes": asdict(self.successes), "failures": asdict(self.failures)}
+        return plain | {"p50": self.latency.percentile(0.5), "p99": self.latency.percentile(0.99)}
 
 
 class Traffic:
@@ -86,7 +100,9 @@ class Traffic:
         except BaseException:
             counts.failures.add(time.monotonic() - start)
             raise
-        counts.successes.add(time.monotonic() - start)
+        seconds = time.monotonic() - start
+        counts.successes.add(seconds)
+        counts.latency.add(seconds)
         return answer
 
     def _copy(self, endpoint: Endpoint, shadow: Variant, request: InferRequest, expected: Tensors) -> None:

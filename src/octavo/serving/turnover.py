@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -21,9 +21,14 @@ log = logging.getLogger("octavo.serving")
 
 
 class Turnover:
-    """Which version answers while versions change; used on the server's event loop."""
+    """Which version answers while versions change; used on the server's event loop.
+
+    Attributes:
+        listeners: told of every change, after it counts here.
+    """
 
     def __init__(self, repository: Repository, catalogue: Catalogue, residency: Residency) -> None:
+        self.listeners: list[Callable[[Change], None]] = []
         self._repository = repository
         self._catalogue = catalogue
         self._residency = residency
@@ -43,8 +48,8 @@ class Turnover:
             return version
         name = version.name
         failed = self._residency.failures.reason(name, version.version)
-        in_place = previous.version == version.version
-        if in_place or self._in_memory(version) or not (failed or self._in_memory(previous)):
+        at_once = previous.version == version.version or bool(version.config.ensemble)  # which is never in memory
+        if at_once or self._in_memory(version) or not (failed or self._in_memory(previous)):
             if self._catalogue.known(name) is version:  # else the files have changed again
                 del self._previous[name]
             return version
@@ -64,6 +69,8 @@ class Turnover:
         if change.kind == "removed":
             self._previous.pop(name, None)
             self._in_background(self.leave(name))
+        for listener in self.listeners:
+            listener(change)
 
     def arrived(self, resident: Resident) -> None:
         """A version is in memory: where it is the default, send out those that nobody can ask for any more."""

@@ -1,4 +1,4 @@
-"""Serving's kinds of jobs: adding a model, checking a repository against its hashes."""
+"""Serving's kinds of jobs: adding a model, training a tenant's, checking a repository against its hashes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,21 @@ def add(run: Run, name: str, source: str = "minilm", precision: str = "fp32") ->
     run.progress(0.8, "packing")
     run.heavy_step("pack", pack, run.settings, name, version)
     return {"name": name, "version": version, "precision": precision}
+
+
+@job("tenants.train", title="Train a tenant's models")
+def train(run: Run, tenant: str, base: str, examples: str) -> list[dict[str, Any]]:
+    """Train a tenant on examples among the house's objects, which are removed afterwards."""
+    from octavo.serving.tenants.submission import forget_examples
+    from octavo.serving.tenants.work import train_kept
+
+    run.progress(0.0, f"starting with {base}")
+    done = run.heavy_step("train", train_kept, run.settings, tenant, base, examples)
+    run.step("forget the examples", forget_examples, examples, run.settings)
+    for each in done:
+        run.log(f"{each['model']} version {each['version']}{'' if each['new'] else ', as before'}")
+    run.progress(1.0, f"{len(done)} models")
+    return done
 
 
 @job("models.verify", title="Verify the model repository")

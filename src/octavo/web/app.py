@@ -60,7 +60,7 @@ def _offered(house: House) -> list[BaseRoute | APIRouter]:
     offered: list[BaseRoute | APIRouter] = [job_routes(house.jobs, require)] if house.jobs else []
     for wing, service in house.installed():
         door = wing.door("routes")
-        offered += door.routes(service, house.settings) if door else ()
+        offered += door.routes(service, house.settings, house.jobs) if door else ()
     return offered
 
 
@@ -108,7 +108,7 @@ def _mount_pages(console: FastAPI, house: House) -> None:
     for wing, service in house.installed():
         door = wing.door("pages")
         if door:
-            door.register(service, frame)
+            door.register(service, frame, house.settings, house.jobs)
     if house.jobs is not None:
         job_pages.register(house.jobs, frame, require)
     answer_errors(pages)

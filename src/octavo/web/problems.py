@@ -1,7 +1,8 @@
 """An error becomes an answer, in the words of whoever asked.
 
 `/v2/...` speaks Open Inference Protocol (`{"error": "..."}`), `/v1/...` OpenAI (`{"error": {...}}`), `/endpoints/...`
-AWS, as does every refusal of a signature; a browser gets a page, everybody else `application/problem+json` (RFC 9457).
+AWS, as do requests with `X-Amz-Target` and every refusal of a signature; a browser gets a page, everybody else
+`application/problem+json` (RFC 9457).
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def problem_response(scope: Scope, error: OctavoError) -> Response:
         headers["www-authenticate"] = "Bearer"
     if error.status in _CLOSE_AFTER:
         headers["connection"] = "close"
-    if path.startswith("/endpoints/") or isinstance(error, AwsError):
+    aws = path.startswith("/endpoints/") or b"x-amz-target" in dict(scope["headers"])
+    if aws or isinstance(error, AwsError):
         code, status = aws_code(error)
         return Response(aws_body(error), status, headers | {"x-amzn-errortype": code}, "application/json")
     if path.startswith("/v2"):

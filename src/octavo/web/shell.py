@@ -22,7 +22,10 @@ _DARK = {"auto": None, "light": False, "dark": True}
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line of the navigation; greyed with `command` when it has to be installed first."""
+    """A line of the navigation; greyed with `command` when it has to be installed first.
+
+    A line without an icon stands below the one before it.
+    """
 
     title: str
     icon: str
@@ -38,6 +41,8 @@ class Shell:
         for wing in wings():
             here = wing.name in house.services
             self.entries.append(Entry(wing.title, wing.icon, wing.path, "" if here else wing.command))
+            if here:
+                self.entries += [Entry(page.title, "", page.path) for page in wing.pages]
         if house.jobs is not None:
             self.entries.append(Entry("Jobs", "pending_actions", "/jobs"))
 
@@ -90,8 +95,9 @@ def _line(entry: Entry, path: str) -> str:
             f'<div class="o-nav o-nav-missing">{icon}<span>{title}<br><code>{escape(entry.command)}</code></span></div>'
         )
     here = path == entry.path or (entry.path != "/" and path.startswith(entry.path + "/"))
-    mark = 'class="o-nav o-nav-here" aria-current="page"' if here else 'class="o-nav"'
-    return f'<a href="{entry.path}" {mark}>{icon}<span>{title}</span></a>'
+    below = "" if entry.icon else " o-nav-below"
+    mark = f'class="o-nav{below} o-nav-here" aria-current="page"' if here else f'class="o-nav{below}"'
+    return f'<a href="{entry.path}" {mark}>{icon if entry.icon else ""}<span>{title}</span></a>'
 
 
 def _choose_theme(client: Client, chosen: str) -> None:

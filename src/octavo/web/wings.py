@@ -18,6 +18,14 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
+class Subpage:
+    """Another page of a wing, listed below it."""
+
+    title: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Wing:
     """A system of the house.
 
@@ -27,10 +35,11 @@ class Wing:
         icon: a Material icon's name.
         path: its page.
         about: one line for the dashboard.
-        service: class of its service, as `module:Class`, opened with `await Class.open(settings)`.
+        service: what opens its service, as `module:function`, called with `await function(settings)`.
         extra: the extra that brings what it needs, and `needs`, a module of it.
         figure: what the dashboard shows, from the open service.
         work: the module that declares its kinds of jobs; empty when it has none.
+        pages: its pages beside the first.
     """
 
     name: str
@@ -43,6 +52,7 @@ class Wing:
     needs: str
     figure: Callable[[Any], Figure]
     work: str = ""
+    pages: tuple[Subpage, ...] = ()
 
     @property
     def built(self) -> bool:
@@ -66,8 +76,8 @@ class Wing:
 
     async def open(self, settings: Any) -> Any:
         """Its service."""
-        module, _, cls = self.service.partition(":")
-        return await getattr(import_module(module), cls).open(settings)
+        module, _, function = self.service.partition(":")
+        return await getattr(import_module(module), function)(settings)
 
 
 def _models(serving: Any) -> Figure:
@@ -83,11 +93,18 @@ WINGS: tuple[Wing, ...] = (
         "layers",
         "/models",
         "Hosts many models under one memory budget.",
-        "octavo.serving.service:Serving",
+        "octavo.serving.opening:open_serving",
         "serving",
         "onnxruntime",
         _models,
         "octavo.serving.work",
+        (
+            Subpage("Endpoints", "/endpoints"),
+            Subpage("Roll-outs", "/rollouts"),
+            Subpage("Tenants", "/tenants"),
+            Subpage("Autoscaling", "/autoscaling"),
+            Subpage("Costs", "/costs"),
+        ),
     ),
 )
 

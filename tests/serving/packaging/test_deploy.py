@@ -14,7 +14,7 @@ from octavo.errors import Conflict, Invalid, ModelFailed, OctavoError
 from octavo.serving.inference import InferRequest
 from octavo.serving.packaging.artifact import stage
 from octavo.serving.packaging.deploy import Deployer
-from octavo.serving.packaging.deployment import Deployment
+from octavo.serving.packaging.deployment import MAX_HISTORY, Deployment
 from octavo.serving.packaging.spec import Rollout
 from octavo.serving.service import Serving
 from octavo.settings import Settings, load_settings
@@ -115,6 +115,28 @@ async def test_shadow_traffic(deployer: Deployer, staged: Callable[[float], str]
     assert versions(await deployer.promote("acme")) == ("2", "", "1")
 
 
+async def test_what_was_done_is_remembered_and_by_whom(
+    deployer: Deployer, staged: Callable[[float], str], settings: Settings
+) -> None:
+    ann = Deployer(deployer._service, settings, "ann")
+    await deployer.deploy("acme", staged(2), ALL)
+    await ann.deploy("acme", staged(3), TENTH)
+    await ann.roll_out("acme", 0.5)
+    await deployer.roll_back("acme")
+    assert [(one.action, one.by, one.stable, one.candidate, one.share) for one in (await ann.get("acme")).history] == [
+        ("deploy", "", "acme@1", "", 0.0),
+        ("deploy", "ann", "acme@1", "acme@2", 0.1),
+        ("roll-out", "ann", "acme@1", "acme@2", 0.5),
+        ("roll-back", "", "acme@1", "", 0.0),
+    ]
+    for share in (0.1, 0.2):
+        for _ in range(MAX_HISTORY // 2):
+            await ann.deploy("acme", staged(3), Rollout(share=share))
+    history = (await ann.get("acme")).history
+    assert len(history) == MAX_HISTORY
+    assert {one.action for one in history} == {"deploy"}
+
+
 async def test_a_version_that_does_not_load_gets_no_traffic(
     deployer: Deployer, staged: Callable[[float], str], settings: Settings, tmp_path: Path
 ) -> None:
@@ -126,6 +148,7 @@ async def test_a_version_that_does_not_load_gets_no_traffic(
         await deployer.deploy("acme", stage(broken, settings), ALL)
     found = await deployer.get("acme")
     assert (found.step, versions(found), found.lease) == ("failed", ("1", "", ""), None)
+    assert [bool(event.error) for event in found.history] == [False, True]
     assert await factors(deployer._service) == {2}
     assert deployer._service.repository.labels("acme") == {"default": "1", "stable.acme": "1"}
     assert versions(await deployer.deploy("acme", staged(4), ALL)) == ("3", "", "1")

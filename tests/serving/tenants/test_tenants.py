@@ -16,9 +16,10 @@ from octavo.errors import Invalid, NotFound
 from octavo.serving.inference import InferRequest
 from octavo.serving.repository import Repository
 from octavo.serving.service import Serving
+from octavo.serving.tenants.evaluation import Evaluation
 from octavo.serving.tenants.examples import Examples, read_examples
-from octavo.serving.tenants.listing import tenants
-from octavo.serving.tenants.training import Evaluation, evaluate_tenant, train_tenant
+from octavo.serving.tenants.listing import summarise, tenants
+from octavo.serving.tenants.training import evaluate_tenant, train_tenant
 from octavo.settings import load_settings
 
 from ..live import TOKEN, octavo, octavo_up
@@ -47,8 +48,9 @@ def texts(*given: str) -> dict[str, Any]:
     return {"text": np.array([[text.encode()] for text in given], dtype=object)}
 
 
-def quiet(_: str) -> None:
-    pass
+def quiet(done: float, text: str) -> None:
+    assert 0 <= done <= 1
+    assert text
 
 
 async def test_tenants_share_a_base_and_each_has_its_own_categories(
@@ -80,6 +82,22 @@ async def test_training_again_on_the_same_examples_changes_nothing(minilm_reposi
     assert [each.model for each in tenants(serving.repository)] == ["bank-embedding", "bank-intent"]
     listed = tenants(serving.repository)[1]
     assert (listed.tenant, listed.version, listed.base) == ("bank", "2", "minilm/1")
+    assert (listed.kind, listed.examples, listed.categories) == ("intent", 7, 2)
+    assert listed.bytes > 1000
+    assert listed.trained > 1.7e9
+
+
+async def test_an_evaluation_is_remembered_of_the_version_that_was_asked(
+    minilm_repository: Path, open_serving: Open
+) -> None:
+    serving = await open_serving(minilm_repository)
+    await train_tenant(serving, "bank", "minilm", BANK, quiet)
+    found = await evaluate_tenant(serving, "bank", BANK, quiet)
+    assert [one.evaluation for one in summarise(serving.repository, serving.documents)] == [found]
+    serving.repository.remove("bank-intent")
+    more = Examples((*BANK.texts, "block my card"), (*BANK.categories, "card"))
+    assert (await train_tenant(serving, "bank", "minilm", more, quiet))[0].version == "1"
+    assert [one.evaluation for one in summarise(serving.repository, serving.documents)] == [None]
 
 
 async def test_an_embedding_of_the_client_is_not_made_again(minilm_repository: Path, open_serving: Open) -> None:

@@ -1,7 +1,11 @@
-"""The command-line door of autoscaling: `octavo autoscaling simulate TRACE.csv`, a dry run that needs no server."""
+"""The command-line door of autoscaling.
+
+`octavo autoscaling simulate TRACE.csv` is a dry run that needs no server; `octavo autoscaling status` asks the fleet.
+"""
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,20 +13,16 @@ import typer
 
 from octavo.errors import Invalid
 from octavo.printing import print_json, print_table
+from octavo.serving.commands import AsJson, Workspace, server
 
 if TYPE_CHECKING:
     from octavo.serving.autoscaling.simulator import Simulation
 
-app = typer.Typer(help="Autoscaling: how many instances a load needs.", no_args_is_help=True)
+app = typer.Typer(help="Autoscaling: how many instances a load needs, and a fleet has.", no_args_is_help=True)
 
 _GIB_IN_MIB = 1024
 _MAX_MIB = 2**30
 _MOST_ROWS = 40
-
-
-@app.callback()
-def _only_a_group() -> None:
-    """Without this the one command would be the group itself."""
 
 
 @app.command("simulate")
@@ -90,6 +90,46 @@ def simulate_trace(
         _print(found)
     if plot is not None:
         draw(found, wanted, plot)
+
+
+@app.command("status")
+def fleet_status(workspace: Workspace = None, as_json: AsJson = False) -> None:
+    """The fleet behind the server (`octavo up --ray`): replicas by node, what each holds, routing, decisions."""
+    with server(workspace) as client:
+        found = client.fleet()
+    if as_json:
+        print_json(found)
+    else:
+        _print_fleet(found)
+
+
+def _print_fleet(found: dict[str, Any]) -> None:
+    rows = [
+        (
+            one["id"],
+            one["node"] or "(waits for a place)",
+            one["state"],
+            f"{one['charged_bytes'] / 2**20:.0f} of {one['budget_bytes'] / 2**20:.0f}",
+            str(len(one["models"])),
+            str(one["in_flight"]),
+            str(one["answered"]),
+        )
+        for one in found["replicas"]
+    ]
+    print_table(["Replica", "Node", "State", "MiB", "Models", "In flight", "Answered"], rows)
+    routed, policy = found["routed"], found["policy"]
+    ratio = "-" if routed["hit_ratio"] is None else f"{100 * routed['hit_ratio']:.1f} %"
+    typer.echo(
+        f"\n{len(found['nodes'])} nodes; {found['wanted']} replicas wanted "
+        f"({policy['min_capacity']} to {policy['max_capacity']}), {found['lost']} lost so far\n"
+        f"{routed['requests']} requests, {ratio} to where their model was; of {routed['nowhere']} it was nowhere, "
+        f"{routed['spilled']} went to a further replica as theirs was busy, {routed['resent']} were sent again"
+    )
+    if found["trouble"]:
+        typer.echo(f"last trouble: {found['trouble']}")
+    for one in found["decisions"]:
+        when = datetime.fromtimestamp(one["at"]).astimezone().isoformat(timespec="seconds")
+        typer.echo(f"{when}  {one['before']} -> {one['capacity']}  {one['reason']}")
 
 
 def _size(text: str) -> tuple[str, int]:

@@ -34,6 +34,7 @@ def draw(simulation: Simulation, policy: ScalingPolicy, file: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise MissingExtra("matplotlib is not installed", "--plot", "pip install 'octavo[serving]'") from None
     periods = simulation.tracked.periods
@@ -53,11 +54,13 @@ def draw(simulation: Simulation, policy: ScalingPolicy, file: Path) -> None:
     memory.set(title="Memory", ylabel="percent", ylim=(0, 100))
     load.set(title="Load", ylabel="requests per minute and instance", xlabel="minutes", ylim=(0, None))
     money.set(title="Cost", ylabel="in the price's money", xlabel="minutes", ylim=(0, None))
+    count.yaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (count, memory, load, money):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)
-    count.legend(frameon=False)
-    money.legend(frameon=False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
     try:
         figure.savefig(file, dpi=120)
     except OSError as error:
@@ -66,4 +69,4 @@ def draw(simulation: Simulation, policy: ScalingPolicy, file: Path) -> None:
 
 def _target(axes: Any, target: float | None) -> None:
     if target is not None:
-        axes.axhline(target, linestyle="--", color="tab:red")
+        axes.axhline(target, linestyle="--", color="tab:red", label=f"target {target:g}")

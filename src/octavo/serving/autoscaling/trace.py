@@ -32,28 +32,33 @@ class Call:
         return self.tenant, self.kind
 
 
-def read_trace(file: Path) -> list[Call]:
+def read_trace(file: Path, name: str = "") -> list[Call]:
     """The requests of a trace, in order.
+
+    Args:
+        file: to read.
+        name: what is said of it when something is wrong; the path by default.
 
     Raises:
         Invalid: the file cannot be read, or a row is wrong; names its line.
         TooLarge: more than `MAX_REQUESTS` rows or `MAX_BYTES`.
     """
+    where = name or str(file)
     if not file.is_file():
-        raise Invalid("cannot be read: there is no such file", str(file), "Name a trace file.")
+        raise Invalid("cannot be read: there is no such file", where, "Name a trace file.")
     if file.stat().st_size > MAX_BYTES:
-        raise TooLarge(f"more than {MAX_BYTES} bytes", str(file), "Replay a shorter part.")
+        raise TooLarge(f"more than {MAX_BYTES} bytes", where, "Replay a shorter part.")
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            calls = _calls(csv.DictReader(stream), str(file))
+            calls = _calls(csv.DictReader(stream), where)
     except OSError as error:
-        raise Invalid(f"cannot be read: {error.strerror}", str(file), "Name a trace file.") from None
+        raise Invalid(f"cannot be read: {error.strerror}", where, "Name a trace file.") from None
     except UnicodeDecodeError:
-        raise Invalid("not UTF-8 text", str(file), _FORM) from None
+        raise Invalid("not UTF-8 text", where, _FORM) from None
     except csv.Error as error:
-        raise Invalid(f"not CSV: {error}", str(file), _FORM) from None
+        raise Invalid(f"not CSV: {error}", where, _FORM) from None
     if not calls:
-        raise Invalid("a trace without a request", str(file), _FORM)
+        raise Invalid("a trace without a request", where, _FORM)
     return calls
 
 

@@ -50,10 +50,11 @@ class Limits:
         return cls(settings.package_bytes, settings.package_file_bytes, settings.package_files, settings.package_ratio)
 
 
-def unpack(archive: Path, into: Path, limits: Limits) -> list[str]:
+def unpack(archive: Path, into: Path, limits: Limits, called: str = "") -> list[str]:
     """Unpack a `.tar.gz` or `.tar` from anybody into the new folder `into`, whole or not at all.
 
-    Only plain files and folders below `into` are made, without their owners, modes and times.
+    Only plain files and folders below `into` are made, without their owners, modes and times. `called` is where it came
+    from, for messages; empty means its path.
 
     Returns:
         The files' paths in `into`, in order.
@@ -63,12 +64,12 @@ def unpack(archive: Path, into: Path, limits: Limits) -> list[str]:
         TooLarge: over a limit; a declared size counts before anything of it is written.
         Conflict: `into` exists.
     """
-    temporary = temporary_name(into)
+    temporary, where = temporary_name(into), called or str(archive)
     try:
         temporary.mkdir(parents=True)
-        with _reading(archive), _stream(archive, limits) as stream:
+        with _reading(where), _stream(archive, limits, where) as stream:
             with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=_Header) as tar:
-                files = _extract(tar, temporary, limits, str(archive))
+                files = _extract(tar, temporary, limits, where)
             stream.drain()
         replace_folder(temporary, into)
     except OSError as error:
@@ -166,9 +167,9 @@ _SETTINGS = "The limits are serving.package_bytes, package_file_bytes, package_f
 
 
 @contextlib.contextmanager
-def _stream(archive: Path, limits: Limits) -> Iterator[_Bounded]:
+def _stream(archive: Path, limits: Limits, where: str) -> Iterator[_Bounded]:
     if not archive.is_file():
-        raise NotFound("there is no such archive", str(archive))
+        raise NotFound("there is no such archive", where)
     with archive.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -176,13 +177,13 @@ def _stream(archive: Path, limits: Limits) -> Iterator[_Bounded]:
         if packed:
             most = min(most, SLACK + int(limits.ratio * archive.stat().st_size))
             with gzip.GzipFile(fileobj=raw, mode="rb") as file:
-                yield _Bounded(cast("IO[bytes]", file), most, str(archive))
+                yield _Bounded(cast("IO[bytes]", file), most, where)
         else:
-            yield _Bounded(raw, most, str(archive))
+            yield _Bounded(raw, most, where)
 
 
 @contextlib.contextmanager
-def _reading(archive: Path) -> Iterator[None]:
+def _reading(where: str) -> Iterator[None]:
     """Turns what the readers raise for nonsense into one sentence."""
     try:
         yield
@@ -190,7 +191,7 @@ def _reading(archive: Path) -> Iterator[None]:
         raise
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, OverflowError, UnicodeError) as error:
         first = str(error) or type(error).__name__
-        raise Invalid(f"not a whole .tar.gz or .tar: {first[:200]}", str(archive), "Pack or fetch it again.") from None
+        raise Invalid(f"not a whole .tar.gz or .tar: {first[:200]}", where, "Pack or fetch it again.") from None
 
 
 def _extract(tar: tarfile.TarFile, folder: Path, limits: Limits, where: str) -> list[str]:

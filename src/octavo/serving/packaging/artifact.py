@@ -86,7 +86,7 @@ def open_artifact(source: str, settings: Settings, name: str = "") -> Iterator[t
             _check_folder(folder, limits)
         else:
             folder = Path(scratch, "files")
-            unpack(found, folder, limits)
+            unpack(found, folder, limits, source)
         yield read_artifact(folder, name, _stem(source)), folder
 
 

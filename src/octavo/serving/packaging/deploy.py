@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -33,13 +34,14 @@ log = logging.getLogger("octavo.serving.deploy")
 
 
 class Deployer:
-    """Deploys to a server's endpoints. Holds nothing of its own; used on the server's event loop.
+    """Deploys to a server's endpoints, in somebody's name. Holds nothing of its own; used on the server's event loop.
 
     Every change may raise `Conflict` when somebody else works on the name, and `Unavailable` without a database.
     """
 
-    def __init__(self, service: Serving, settings: Settings) -> None:
+    def __init__(self, service: Serving, settings: Settings, by: str = "") -> None:
         self._service = service
+        self._by = by
         self._settings = settings
         self._records = Deployments(service.documents, settings.serving.deploy_lease)
 
@@ -74,7 +76,7 @@ class Deployer:
                 await self._adopt(turn, artifact)
                 published = await asyncio.to_thread(publish_models, self._service.repository, artifact)
                 release = Release(main=published.main, versions=published.versions, digest=digest)
-                await turn.write(action="deploy", step="published", pending=release, error="")
+                await turn.write(action="deploy", step="published", pending=release, error="", by=self._by)
                 await self._label(turn.record)
                 await self._check(turn, release, artifact, published)
             await turn.write(step="checked")
@@ -168,7 +170,8 @@ class Deployer:
             if question:
                 await self._service.infer(InferRequest(release.main, question, release.version))
         except OctavoError as error:
-            await turn.write(step="failed", pending=None, error=str(error))
+            failed = turn.record.model_copy(update={"pending": None, "error": str(error)})
+            await turn.replace(failed.ended("failed", time.time()))
             await self._unlabel(turn.record, release.versions)
             raise ModelFailed(
                 f"version {release.version} does not answer, and gets no traffic: {error.what}",
@@ -179,7 +182,7 @@ class Deployer:
     async def _route(self, turn: _Turn, wanted: Deployment, action: Action) -> None:
         """Record what is wanted, then make the labels and the endpoint so."""
         before = turn.record
-        await turn.replace(wanted.model_copy(update={"action": action, "step": "routing", "error": ""}))
+        await turn.replace(wanted.model_copy(update={"action": action, "step": "routing", "error": "", "by": self._by}))
         await self._apply(turn, before)
 
     async def _apply(self, turn: _Turn, before: Deployment) -> None:
@@ -189,7 +192,7 @@ class Deployer:
             model for record in (before, turn.record) for _, release in record.releases() for model in release.versions
         }
         await self._unlabel(turn.record, touched)
-        await turn.write(step="done")
+        await turn.replace(turn.record.ended("done", time.time()))
 
     async def _label(self, record: Deployment) -> None:
         """Set the labels that keep a deployment's versions served."""

@@ -23,6 +23,9 @@ KIND = "deployment"
 MAX_NAME = 100
 """Shorter than a model's, since labels are made of it."""
 
+MAX_HISTORY = 50
+"""Changes that are remembered of each."""
+
 Step = Literal["published", "checked", "routing", "done", "failed"]
 Action = Literal["deploy", "roll-out", "promote", "roll-back"]
 
@@ -48,6 +51,22 @@ class Release(_Part):
         return other is not None and (self.main, self.versions) == (other.main, other.versions)
 
 
+class Event(_Part):
+    """One change as it ended: when (seconds since 1970), what, by whom, and what the traffic was then.
+
+    `stable` and `candidate` are `model@version`, empty for none; `error` tells why a version got no traffic.
+    """
+
+    at: float
+    action: Action
+    by: str = ""
+    stable: str = ""
+    candidate: str = ""
+    share: float = 0.0
+    shadow: float = 0.0
+    error: str = ""
+
+
 class Lease(_Part):
     """Who works on a deployment, and until when others leave it alone."""
 
@@ -55,6 +74,18 @@ class Lease(_Part):
     pid: int
     started: float
     until: float
+
+    @classmethod
+    def here(cls, seconds: float) -> Lease:
+        """A lease of this process, from now on."""
+        started = psutil.Process().create_time()
+        return cls(host=socket.gethostname(), pid=os.getpid(), started=started, until=time.time() + seconds)
+
+    @property
+    def own(self) -> bool:
+        """Whether it is this process's."""
+        own = Lease.here(0)
+        return (own.host, own.pid, own.started) == (self.host, self.pid, self.started)
 
     @property
     def held(self) -> bool:
@@ -79,6 +110,8 @@ class Deployment(_Part):
         candidate: takes `share` of the traffic, or copies of `shadow` of it.
         previous: what a roll-back returns to when there is no candidate.
         pending: published, and not yet checked.
+        by: who asked for the last change; empty for whoever has the machine.
+        history: the last changes that ended, the newest last.
     """
 
     name: str
@@ -91,6 +124,8 @@ class Deployment(_Part):
     share: float = Field(0.0, ge=0, le=1)
     shadow: float = Field(0.0, ge=0, le=1)
     error: str = ""
+    by: str = ""
+    history: tuple[Event, ...] = ()
     lease: Lease | None = None
 
     def releases(self) -> Iterator[tuple[str, Release]]:
@@ -120,6 +155,20 @@ class Deployment(_Part):
         update = {"candidate": release, "share": 0.0 if shadow else share, "shadow": shadow, "pending": None}
         return self.model_copy(update=update)
 
+    def ended(self, step: Literal["done", "failed"], now: float) -> Deployment:
+        """With its last change over, and noted in the history."""
+        event = Event(
+            at=now,
+            action=self.action,
+            by=self.by,
+            stable=_named(self.stable),
+            candidate=_named(self.candidate),
+            share=self.share,
+            shadow=self.shadow,
+            error=self.error,
+        )
+        return self.model_copy(update={"step": step, "history": (*self.history, event)[-MAX_HISTORY:]})
+
     def promoted(self) -> Deployment:
         """With the candidate in the stable's place.
 
@@ -147,10 +196,18 @@ class Deployment(_Part):
         return self.model_copy(update=cleared | {"stable": release, "previous": before})
 
 
+def _named(release: Release | None) -> str:
+    return f"{release.main}@{release.version}" if release else ""
+
+
+def variant_name(release: Release) -> str:
+    """Its version's, so that what is counted of it stays its own when it is promoted."""
+    return f"v{release.version}"
+
+
 def _variant(release: Release, weight: float, *, shadow: bool = False) -> Variant:
-    """Named by its version, so that what is counted of it stays its own when it is promoted."""
     return Variant(
-        name=f"v{release.version}", model=release.main, version=release.version, weight=round(weight, 6), shadow=shadow
+        name=variant_name(release), model=release.main, version=release.version, weight=round(weight, 6), shadow=shadow
     )
 
 
@@ -199,7 +256,7 @@ class Deployments:
         Raises:
             Conflict: somebody else wrote meanwhile.
         """
-        held = deployment.model_copy(update={"lease": self._lease()})
+        held = deployment.model_copy(update={"lease": Lease.here(self._seconds)})
         return held, self._put(held, revision)
 
     def release(self, deployment: Deployment, revision: int) -> Deployment:
@@ -216,11 +273,6 @@ class Deployments:
             raise Conflict(
                 "somebody else deploys to this name now", deployment.name, "Wait until that is done, then try again."
             ) from None
-
-    def _lease(self) -> Lease:
-        process = psutil.Process()
-        until = time.time() + self._seconds
-        return Lease(host=socket.gethostname(), pid=os.getpid(), started=process.create_time(), until=until)
 
 
 def _busy(name: str, lease: Lease) -> Conflict:

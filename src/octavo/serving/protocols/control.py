@@ -8,6 +8,9 @@ from typing import Any
 import orjson
 
 from octavo.errors import Invalid, OctavoError
+from octavo.serving.input_type import DEFAULT as DEFAULT_INPUT_TYPE
+from octavo.serving.input_type import DOCUMENT
+from octavo.serving.pair import parse_encoder, publish_pair
 from octavo.serving.protocols.exchange import Call, Door, Operation, Protocol, Reply, json_reply
 
 _SMALL_BODY = 2**16
@@ -84,6 +87,19 @@ async def set_label(door: Door, call: Call) -> Reply:
     return json_reply({"name": model, "label": label, "version": version})
 
 
+async def pair(door: Door, call: Call) -> Reply:
+    """Publish two encoders behind one name."""
+    model = call.model
+    call.require("edit", model)
+    given = await call.json(_SMALL_BODY)
+    query, document, default = (given.get(key) for key in ("query", "document", DEFAULT_INPUT_TYPE))
+    if not isinstance(query, str) or not isinstance(document, str) or not isinstance(default, str | None):
+        raise Invalid("'query' or 'document' is not a text", model, 'Send {"query": "MODEL", "document": "MODEL"}.')
+    for encoder in (query, document):
+        call.require("infer", parse_encoder(encoder)[0])
+    return json_reply(asdict(await publish_pair(door.service, model, query, document, default or DOCUMENT)))
+
+
 async def roll_back(door: Door, call: Call) -> Reply:
     """Serve the version before the current one by default."""
     model = call.model
@@ -115,6 +131,9 @@ PROTOCOL = Protocol(
             "POST", f"{_BASE}/models/{{model}}/default-version", use_version, "Serve a version", ("application/json",)
         ),
         Operation("POST", f"{_BASE}/models/{{model}}/labels", set_label, "Label a version", ("application/json",)),
+        Operation(
+            "POST", f"{_BASE}/models/{{model}}/pair", pair, "Put two encoders behind a name", ("application/json",)
+        ),
         Operation("POST", f"{_BASE}/models/{{model}}/roll-back", roll_back, "Serve the version before"),
         Operation("POST", f"{_BASE}/models/{{model}}/roll-forward", roll_forward, "Serve the newest version again"),
     ),

@@ -44,7 +44,7 @@ async def deploy(door: Door, call: Call) -> Reply:
     if not isinstance(package, str) or not _DIGEST.fullmatch(package):
         raise Invalid("'package' is not the SHA-256 of a staged package", name, "octavo models deploy stages it.")
     wanted = rollout(_share(given, "share", name), _share(given, "shadow", name), name)
-    deployer = Deployer(door.service, door.settings)
+    deployer = _deployer(door, call)
     return json_reply(shown(await deployer.deploy(name, package, wanted, lambda model: call.require("edit", model))))
 
 
@@ -55,21 +55,21 @@ async def roll_out(door: Door, call: Call) -> Reply:
     share = _share(await call.json(_SMALL_BODY), "share", name)
     if share is None:
         raise Invalid("'share' is missing", name, 'Send {"share": 0.5}.')
-    return json_reply(shown(await Deployer(door.service, door.settings).roll_out(name, share)))
+    return json_reply(shown(await _deployer(door, call).roll_out(name, share)))
 
 
 async def promote(door: Door, call: Call) -> Reply:
     """Give the candidate all of the traffic."""
     name = call.model
     call.require("edit", name)
-    return json_reply(shown(await Deployer(door.service, door.settings).promote(name)))
+    return json_reply(shown(await _deployer(door, call).promote(name)))
 
 
 async def roll_back(door: Door, call: Call) -> Reply:
     """Take the candidate back, or return to the version before."""
     name = call.model
     call.require("edit", name)
-    return json_reply(shown(await Deployer(door.service, door.settings).roll_back(name)))
+    return json_reply(shown(await _deployer(door, call).roll_back(name)))
 
 
 def rollout(share: float | None, shadow: float | None, where: str) -> Rollout:
@@ -89,6 +89,10 @@ def rollout(share: float | None, shadow: float | None, where: str) -> Rollout:
 def shown(deployment: Deployment) -> dict[str, Any]:
     """A deployment as everybody sees it."""
     return deployment.model_dump(mode="json", exclude={"lease"})
+
+
+def _deployer(door: Door, call: Call) -> Deployer:
+    return Deployer(door.service, door.settings, call.principal.name)
 
 
 def _share(given: dict[str, Any], field: str, where: str) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -62,7 +61,7 @@ def _require_models(call: Call, wanted: Endpoint) -> None:
 def _shown(door: Door, found: Endpoint, document: Document) -> dict[str, Any]:
     shown = found.model_dump(mode="json")
     shown |= {"revision": document.revision, "updated": document.updated.isoformat()}
-    shown["statistics"] = [asdict(counts) for counts in door.service.traffic.statistics(found.name)]
+    shown["statistics"] = [counts.plain() for counts in door.service.traffic.statistics(found.name)]
     return shown
 
 

@@ -21,6 +21,7 @@ from octavo.serving.http_body import header, read_body
 from octavo.serving.model_config import check_name, check_version
 
 if TYPE_CHECKING:
+    from octavo.jobs import Jobs
     from octavo.serving.service import Serving
     from octavo.settings import Settings
 
@@ -48,6 +49,7 @@ class Door(NamedTuple):
 
     service: Serving
     settings: Settings
+    jobs: Jobs | None = None
 
 
 class Call:

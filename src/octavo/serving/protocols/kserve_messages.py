@@ -5,6 +5,7 @@ Pure: no network, no model.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -58,10 +59,11 @@ def parse_message(message: Any, seconds: float | None = None, caller: str = "") 
     """
     if len(message.id) > MAX_ID:
         raise Invalid("'id' is too long", "id", f"Send up to {MAX_ID} characters.")
-    parameters = parameters_of({"parameters": _plain(message.parameters)}, "the request")
+    parameters = _parameters(message, "the request")
     parameters.pop(_FINAL, None)
-    forms = {form.name: _form(form) for form in message.outputs}
-    if len(forms) != len(message.outputs) or "" in forms:
+    wanted = list(message.outputs)
+    forms = {form.name: _form(form) for form in wanted}
+    if len(forms) != len(wanted) or "" in forms:
         raise Invalid("an output is asked for twice or has no name", "outputs")
     request = InferRequest(
         check_name(message.model_name),
@@ -100,19 +102,21 @@ def wants_final(message: Any) -> bool:
 
 
 def _form(output: Any) -> OutputForm:
-    own = parameters_of({"parameters": _plain(output.parameters)}, f"output {output.name!r}")
+    own = _parameters(output, f"output {output.name!r}")
     return OutputForm(binary=True, classes=count_of(own, "classification", "Send how many classes you want."))
 
 
-def _plain(parameters: Any) -> dict[str, Any]:
-    """A map of `InferParameter` as plain values."""
+def _parameters(owner: Any, of: str) -> dict[str, bool | int | float | str]:
+    """The parameters of a message as plain values, checked as those of JSON are."""
+    if not owner.parameters:
+        return {}
     found: dict[str, Any] = {}
-    for key, parameter in parameters.items():
+    for key, parameter in owner.parameters.items():
         kind = parameter.WhichOneof("parameter_choice")
         if kind is None:
             raise Invalid(f"parameter {key!r} has no value", "parameters")
         found[key] = getattr(parameter, kind)
-    return found
+    return parameters_of({"parameters": found}, of)
 
 
 def _put(parameter: Any, value: bool | int | float | str) -> None:
@@ -127,17 +131,17 @@ def _put(parameter: Any, value: bool | int | float | str) -> None:
 
 
 def _inputs(message: Any) -> Tensors:
-    raw = message.raw_input_contents
-    if not message.inputs:
+    inputs, raw = list(message.inputs), list(message.raw_input_contents)
+    if not inputs:
         raise Invalid("'inputs' is empty", "inputs", "Send at least one tensor.")
-    if raw and len(raw) != len(message.inputs):
-        raise Invalid(f"{len(message.inputs)} inputs, {len(raw)} raw contents", "raw_input_contents", "Send one each.")
+    if raw and len(raw) != len(inputs):
+        raise Invalid(f"{len(inputs)} inputs, {len(raw)} raw contents", "raw_input_contents", "Send one each.")
     tensors: Tensors = {}
-    for at, given in enumerate(message.inputs):
+    for at, given in enumerate(inputs):
         name = given.name
         if not name or name in tensors:
             raise Invalid("an input has no name" if not name else f"input {name!r} is given twice", "inputs")
-        parameters_of({"parameters": _plain(given.parameters)}, f"input {name!r}")
+        _parameters(given, f"input {name!r}")
         shape = tuple(given.shape)
         if len(shape) > MAX_AXES:
             raise Invalid(f"input {name!r} has {len(shape)} axes", "inputs", f"At most {MAX_AXES} are taken.")
@@ -157,7 +161,7 @@ def _typed(contents: Any, datatype: str, shape: tuple[int, ...], name: str) -> A
     if field is None:
         raise Invalid(f"input {name!r}: {datatype} has no typed contents", "inputs", "Send raw_input_contents.")
     given = getattr(contents, field)
-    expected = int(np.prod(shape, dtype=np.int64))
+    expected = math.prod(shape)
     if len(given) != expected:
         raise Invalid(f"input {name!r} holds {len(given)} values, shape {list(shape)} needs {expected}", field)
     if datatype == "BYTES":

@@ -2,7 +2,8 @@
 
 Two things differ from OpenAI's own server: an empty text is embedded, not refused, and `dimensions` works for every
 model: the vector is cut to that length and scaled back to length 1. Of an endpoint, requests with the same `user` go to
-one variant.
+one variant. `input_type` ("query" or "document", as other embedding services have it) counts where a model tells the
+two apart.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import orjson
 
 from octavo.errors import Invalid, NotFound, OctavoError
 from octavo.serving.inference import InferAnswer, InferRequest
+from octavo.serving.input_type import PARAMETER as INPUT_TYPE
 from octavo.serving.model_config import check_name
 from octavo.serving.protocols.exchange import Call, Door, Operation, Protocol, Reply, json_reply, parse_object, parsed
 from octavo.serving.tensors import Array, Tensors
@@ -26,7 +28,7 @@ _OUTPUT = "embedding"
 _MAX_USER = 1024
 _TYPE_OF_STATUS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODE_OF_STATUS = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
-_FIELDS = ("model", "input", "encoding_format", "dimensions")
+_FIELDS = ("model", "input", "encoding_format", "dimensions", INPUT_TYPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,13 @@ def parse(body: bytes, max_inputs: int, caller: str = "") -> EmbeddingsRequest:
     user = given.get("user") or ""
     if not isinstance(user, str) or len(user) > _MAX_USER:
         raise Invalid("'user' is not a short text", "user", f"Send up to {_MAX_USER} characters.")
+    said = given.get(INPUT_TYPE)
+    if said is not None and not isinstance(said, str):
+        raise Invalid("'input_type' is not a text", INPUT_TYPE, "Send query or document.")
     request = InferRequest(
         check_name(model), _inputs(given.get("input"), max_inputs), outputs=(_OUTPUT,), caller=caller, session=user
     )
+    request.parameters = {INPUT_TYPE: said} if said else {}
     return EmbeddingsRequest(request, form == "base64", dimensions or 0)
 
 

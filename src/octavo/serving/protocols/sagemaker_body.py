@@ -19,6 +19,7 @@ import orjson
 
 from octavo.errors import Invalid, OctavoError
 from octavo.serving.inference import InferAnswer, InferRequest
+from octavo.serving.input_type import PARAMETER as INPUT_TYPE
 from octavo.serving.protocols import kserve
 from octavo.serving.protocols.exchange import Reply
 from octavo.serving.tensors import Array, Tensors, TensorSpec, check_shape, numpy_of
@@ -93,15 +94,23 @@ def decode(
     if instances is not None:
         if not isinstance(instances, list) or not instances:
             raise Invalid("'instances' is not a list, or empty", "instances", "Send one entry per row.")
-        return Rows(instances=instances, wrapped=True, parameters=kserve.parameters_of(given, "the request"))
+        return Rows(instances=instances, wrapped=True, parameters=_parameters(given))
     texts = [inputs] if isinstance(inputs, str) else inputs
     if isinstance(texts, list) and texts and isinstance(texts[0], str):
         if not all(isinstance(text, str) for text in texts):
             raise Invalid("'inputs' holds something that is not a text", "inputs", "Send texts only.")
         if len(texts) > most:
             raise Invalid(f"'inputs' has {len(texts)} texts", "inputs", f"Send at most {most} in one request.")
-        return Rows(texts=texts, parameters=kserve.parameters_of(given, "the request"))
+        return Rows(texts=texts, parameters=_parameters(given))
     return kserve.read(given, binary, model, caller=caller)
+
+
+def _parameters(given: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """The body's `parameters`, and `input_type`, which embedding containers take beside the texts."""
+    said = given.get(INPUT_TYPE)
+    if said is not None and not isinstance(said, str):
+        raise Invalid("'input_type' is not a text", INPUT_TYPE, "Send query or document.")
+    return kserve.parameters_of(given, "the request") | ({INPUT_TYPE: said} if said else {})
 
 
 def tensors(rows: Rows, specs: Sequence[TensorSpec], model: str) -> Tensors:

@@ -18,7 +18,7 @@ from octavo.serving.inference import InferAnswer
 from octavo.serving.protocols.event_stream import MEDIA_TYPE, frames
 from octavo.serving.protocols.exchange import Call, Door, Headers, Operation, Protocol, Reply
 from octavo.serving.protocols.sagemaker_body import GIVEN, TAKEN
-from octavo.serving.protocols.sagemaker_target import TARGET, ask, find_target
+from octavo.serving.protocols.sagemaker_target import TARGET, ask, find_target, target_names
 
 ONLY_VARIANT = "AllTraffic"
 """The variant of an endpoint that is a model."""
@@ -81,14 +81,22 @@ async def _served(door: Door, call: Call) -> tuple[str, str]:
     variant = _text(call, b"target-variant", _MAX_SHORT)
     declared = door.service.endpoints.find(endpoint)
     target = (call.header(TARGET) or call.header(_COMPONENT) or b"").decode("latin-1")
+    archives = door.service.sagemaker.archives
+    of_archives = await archives.variant(endpoint) if target and declared is None else ""
+    only = of_archives or ONLY_VARIANT
     if declared is not None and variant:
         declared.variant(variant)
-    elif declared is None and variant not in ("", ONLY_VARIANT):
-        raise NotFound(f"the endpoint has no variant {variant[:64]!r}", endpoint, f"It has {ONLY_VARIANT}.")
+    elif declared is None and variant not in ("", only):
+        raise NotFound(f"the endpoint has no variant {variant[:64]!r}", endpoint, f"It has {only}.")
+    if of_archives:
+        name = target_names(endpoint, target)[0]
+        return await archives.find(endpoint, target, name, lambda model: call.require("infer", model)), of_archives
     if target:
         served = await find_target(door, endpoint, target)
         return served, variant if served == endpoint else ""
     if not await door.service.knows(endpoint):
+        if await archives.variant(endpoint):
+            raise Invalid("the request names no archive of this MultiModel endpoint", "TargetModel", "Name one.")
         fix = "Name a model of the repository, an endpoint, or a TargetModel."
         raise NotFound(f"there is no endpoint or model {endpoint!r}", "EndpointName", fix)
     return endpoint, variant if declared is not None else ""

@@ -159,5 +159,6 @@ def embedding_request(version: ModelVersion, request: InferRequest) -> InferRequ
         id=request.id,
         priority=request.priority,
         deadline=request.deadline,
+        parameters=request.parameters,
         caller=request.caller,
     )

@@ -41,7 +41,7 @@ def train(
     settings = existing_workspace(workspace)
     given = read_examples(examples, settings.serving.max_examples)
     with spinner(f"training {tenant}", quiet=as_json) as tell:
-        done = _with_serving(settings, lambda serving: train_tenant(serving, tenant, base, given, tell))
+        done = _with_serving(settings, lambda serving: train_tenant(serving, tenant, base, given, _told(tell)))
     if as_json:
         print_json([asdict(each) for each in done])
         return
@@ -60,7 +60,7 @@ def evaluate(tenant: Tenant, examples: Examples, workspace: Workspace = None, as
     settings = existing_workspace(workspace)
     given = read_examples(examples, settings.serving.max_examples)
     with spinner(f"asking {tenant}", quiet=as_json) as tell:
-        found = _with_serving(settings, lambda serving: evaluate_tenant(serving, tenant, given, tell))
+        found = _with_serving(settings, lambda serving: evaluate_tenant(serving, tenant, given, _told(tell)))
     parts = []
     if found.accuracy is not None:
         parts.append(f"accuracy {found.accuracy:.4f} of {found.in_scope:,} texts")
@@ -85,8 +85,17 @@ def list_tenants(workspace: Workspace = None, as_json: AsJson = False) -> None:
     elif not rows:
         typer.echo("there are no tenants; train one: octavo tenants train NAME --examples FILE.csv")
     else:
-        titles = ["Tenant", "Model", "Version", "Base"]
-        print_table(titles, [tuple(str(value) for value in row.values()) for row in rows])
+        titles = ["Tenant", "Model", "Version", "Base", "Examples", "Categories", "KiB"]
+        print_table(titles, [_cells(row) for row in rows])
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    names = [str(row[name]) for name in ("tenant", "model", "version", "base")]
+    return (*names, str(row["examples"] or ""), str(row["categories"] or ""), f"{row['bytes'] / 1024:,.0f}")
+
+
+def _told(tell: Callable[[str], None]) -> Callable[[float, str], None]:
+    return lambda done, text: tell(f"{text} ({done:.0%})")
 
 
 def _with_serving(settings: Settings, work: Callable[[Serving], Awaitable[T]]) -> T:

@@ -19,6 +19,7 @@ LONGEST_CATEGORY: Final = 200
 
 _CATEGORY_NAMES: Final = ("category", "label", "intent")
 _LONGEST_LINE: Final = 2**20
+_GZIP: Final = b"\x1f\x8b"
 _FORM: Final = "Write a CSV in UTF-8 whose header has the columns text and category."
 
 
@@ -49,21 +50,38 @@ def read_examples(file: Path, limit_rows: int = 100_000, limit_bytes: int = 64 *
     if not file.is_file():
         raise Invalid("this is not a file", str(file), _FORM)
     try:
-        with _opened(file) as stream:
-            return _read(csv.reader(_lines(stream, file, limit_bytes), strict=True), file, limit_rows)
-    except csv.Error as error:
-        raise Invalid(f"this is not a well-formed CSV: {error}", str(file), _FORM) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise Invalid(f"the compressed file is damaged: {error}", str(file), "Compress it again with gzip.") from None
+        with file.open("rb") as stream:
+            return _examples(stream, file.suffix == ".gz", str(file), limit_rows, limit_bytes)
     except OSError as error:
         raise Invalid(f"the file cannot be read: {error.strerror or error}", str(file)) from None
 
 
-def _opened(file: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
+def parse_examples(raw: bytes, name: str, limit_rows: int = 100_000, limit_bytes: int = 64 * 2**20) -> Examples:
+    """Read a CSV that somebody sent, compressed by gzip or not; as `read_examples`.
+
+    Args:
+        raw: the file's content.
+        name: what the sender calls it, for what is said of it.
+        limit_rows: most examples.
+        limit_bytes: most bytes, after decompression.
+
+    Raises:
+        Invalid: whatever is wrong with it; says where.
+    """
+    return _examples(io.BytesIO(raw), raw.startswith(_GZIP), name, limit_rows, limit_bytes)
 
 
-def _lines(stream: BinaryIO, file: Path, limit_bytes: int) -> Iterator[str]:
+def _examples(stream: BinaryIO, packed: bool, name: str, limit_rows: int, limit_bytes: int) -> Examples:
+    opened = cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if packed else stream
+    try:
+        return _read(csv.reader(_lines(opened, name, limit_bytes), strict=True), name, limit_rows)
+    except csv.Error as error:
+        raise Invalid(f"this is not a well-formed CSV: {error}", name, _FORM) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise Invalid(f"the compressed file is damaged: {error}", name, "Compress it again with gzip.") from None
+
+
+def _lines(stream: BinaryIO, file: str, limit_bytes: int) -> Iterator[str]:
     """Lines decoded one by one, so that what is wrong is found where it stands and nothing after it is read."""
     reader = io.BufferedReader(cast(io.RawIOBase, stream))
     offset = number = 0
@@ -87,7 +105,7 @@ def _lines(stream: BinaryIO, file: Path, limit_bytes: int) -> Iterator[str]:
         yield line
 
 
-def _read(rows: Iterator[list[str]], file: Path, limit_rows: int) -> Examples:
+def _read(rows: Iterator[list[str]], file: str, limit_rows: int) -> Examples:
     text_at, category_at = _columns(next(rows, []), file)
     texts: list[str] = []
     categories: list[str] = []
@@ -95,18 +113,18 @@ def _read(rows: Iterator[list[str]], file: Path, limit_rows: int) -> Examples:
         if not row:
             continue
         if len(texts) == limit_rows:
-            raise Invalid(f"there are more than {limit_rows:,} examples", str(file), "Train on fewer examples.")
+            raise Invalid(f"there are more than {limit_rows:,} examples", file, "Train on fewer examples.")
         where = f"{file}, row {number}"
         if len(row) <= max(text_at, category_at):
             raise Invalid(f"the row has {len(row)} fields, fewer than the header", where, _FORM)
         texts.append(_checked(row[text_at], "text", LONGEST_TEXT, where))
         categories.append(_checked(row[category_at], "category", LONGEST_CATEGORY, where))
     if not texts:
-        raise Invalid("there is no example below the header", str(file), _FORM)
+        raise Invalid("there is no example below the header", file, _FORM)
     return Examples(tuple(texts), tuple(categories))
 
 
-def _columns(header: Sequence[str], file: Path) -> tuple[int, int]:
+def _columns(header: Sequence[str], file: str) -> tuple[int, int]:
     names = [name.strip().lower() for name in header]
     category = next((name for name in _CATEGORY_NAMES if name in names), None)
     missing = [name for name, found in (("text", "text" in names), ("category", category is not None)) if not found]

@@ -10,7 +10,7 @@ from typing import Final
 from octavo.serving.model_config import DynamicBatching, ModelConfig, check_name
 from octavo.serving.repository import ModelVersion
 from octavo.serving.tenants.backend import BACKEND, EMBEDDING, INTENT
-from octavo.serving.tenants.examples import Examples
+from octavo.serving.tenants.examples import OUT_OF_SCOPE, Examples
 
 RECIPES: Final = {INTENT: "intent-2", EMBEDDING: "embedding-2"}
 """How each kind is learnt; raised when that changes, so that training again makes a new version."""
@@ -45,13 +45,14 @@ class TenantMetadata:
         """The model's name in the repository."""
         return tenant_model(self.tenant, self.kind)
 
-    def config(self) -> ModelConfig:
-        """The model's configuration, which carries all of this."""
+    def config(self, examples: Examples) -> ModelConfig:
+        """The model's configuration, which carries all of this, and how many examples and categories there were."""
+        counts = {"texts": str(len(examples.texts)), "categories": str(len(set(examples.categories) - {OUT_OF_SCOPE}))}
         return ModelConfig(
             backend=BACKEND,
             max_batch_size=_MAX_BATCH,
             dynamic_batching=DynamicBatching(),
-            parameters=asdict(self),
+            parameters=asdict(self) | counts,
         )
 
     def made(self, parameters: Mapping[str, str]) -> bool:

@@ -16,6 +16,7 @@ from octavo.errors import Invalid
 from octavo.serving.inference import InferRequest
 from octavo.serving.tenants.adapter import ADAPTER_FILE, train_adapter
 from octavo.serving.tenants.backend import EMBEDDING, INTENT
+from octavo.serving.tenants.evaluation import Asked, Evaluation, remember_evaluation
 from octavo.serving.tenants.examples import OUT_OF_SCOPE, Examples
 from octavo.serving.tenants.intent import DELTA_FILE, IntentHead, check_size, train_intents
 from octavo.serving.tenants.metadata import TenantMetadata, origin, tenant_model
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from octavo.serving.service import Serving
     from octavo.serving.tensors import Tensors
 
-Progress = Callable[[str], None]
+Progress = Callable[[float, str], None]
+"""Told the share of the work that is done, and what is being done."""
 
 _AT_ONCE: Final = 256  # texts per request: below the queue's limit, many times what fills the cores
 
@@ -41,25 +43,6 @@ class Trained:
     new: bool
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """How a tenant's model did.
-
-    Attributes:
-        accuracy: share of the in-scope texts given their category; None without such texts.
-        oos_recall: share of the out-of-scope texts that were turned away; None without such texts.
-        in_scope: how many texts have a category.
-        out_of_scope: how many have none.
-        unknown: categories of the texts that the model was not trained on, so that it never gives them.
-    """
-
-    accuracy: float | None
-    oos_recall: float | None
-    in_scope: int
-    out_of_scope: int
-    unknown: tuple[str, ...] = ()
-
-
 async def train_tenant(
     serving: Serving, tenant: str, base: str, examples: Examples, progress: Progress
 ) -> list[Trained]:
@@ -71,13 +54,7 @@ async def train_tenant(
         NotFound: no such base.
         Invalid: one category only, too many, a base that gives no embeddings, or a name that cannot be a model's.
     """
-    for kind in _LEARN:
-        tenant_model(tenant, kind)
-    counts = Counter(name for name in examples.categories if name != OUT_OF_SCOPE)
-    categories = len(counts)
-    check_size(categories, len(examples.texts))
-    if max(counts.values()) < 2:
-        raise Invalid("no category has two texts", "text", "Give at least two texts of one category; ten do well.")
+    categories = check_examples(tenant, examples)
     found = await asyncio.to_thread(serving.repository.resolve, base)
     embeddings: Any = None
     done = []
@@ -87,12 +64,34 @@ async def train_tenant(
         new = not version
         if new:
             if embeddings is None:
-                embeddings = await _embed(serving, made_from, examples.texts, progress)
+                embeddings = await _embed(serving, made_from, examples.texts, _part(progress, 0.0, _READING))
             version = await asyncio.to_thread(
-                _learn_and_publish, serving.repository, made_from, learn, embeddings, examples, progress
+                _learn_and_publish,
+                serving.repository,
+                made_from,
+                learn,
+                embeddings,
+                examples,
+                _part(progress, *_SHARES[kind]),
             )
         done.append(Trained(made_from.model, version, categories, len(examples.texts), new))
     return done
+
+
+def check_examples(tenant: str, examples: Examples) -> int:
+    """Whether a tenant can be trained on them; gives the number of categories.
+
+    Raises:
+        Invalid: one category only, too many, or a name that cannot be a model's.
+    """
+    for kind in _LEARN:
+        tenant_model(tenant, kind)
+    counts = Counter(name for name in examples.categories if name != OUT_OF_SCOPE)
+    categories = len(counts)
+    check_size(categories, len(examples.texts))
+    if max(counts.values()) < 2:
+        raise Invalid("no category has two texts", "text", "Give at least two texts of one category; ten do well.")
+    return categories
 
 
 def _learn_and_publish(
@@ -106,8 +105,8 @@ def _learn_and_publish(
     """The version published."""
     with tempfile.TemporaryDirectory(prefix="octavo-") as scratch:
         folder = Path(scratch)
-        learn(folder, embeddings, examples, lambda done: progress(f"training {made_from.model}, {done:.0%}"))
-        return repository.publish(made_from.model, folder, made_from.config())
+        learn(folder, embeddings, examples, lambda done: progress(done, f"training {made_from.model}"))
+        return repository.publish(made_from.model, folder, made_from.config(examples))
 
 
 def _learn_intents(folder: Path, embeddings: Any, examples: Examples, progress: Callable[[float], None]) -> None:
@@ -118,29 +117,43 @@ def _learn_adapter(folder: Path, embeddings: Any, examples: Examples, progress: 
     train_adapter(embeddings, examples.categories, progress=progress).save(folder / ADAPTER_FILE)
 
 
+_READING: Final = 0.4
+"""The part of the work that reading the examples takes, and from where to where each kind's learning goes."""
+_SHARES: Final = {INTENT: (_READING, 0.9), EMBEDDING: (0.9, 1.0)}
+
+
+def _part(progress: Progress, start: float, stop: float) -> Progress:
+    """The progress of a part of the work, as one of the whole."""
+    return lambda done, text: progress(start + (stop - start) * done, text)
+
+
 Learn = Callable[[Path, Any, Examples, Callable[[float], None]], None]
 _LEARN: Final[dict[str, Learn]] = {INTENT: _learn_intents, EMBEDDING: _learn_adapter}
 
 
 async def evaluate_tenant(serving: Serving, tenant: str, examples: Examples, progress: Progress) -> Evaluation:
-    """Ask a tenant's model about examples, as any client would, and compare.
+    """Ask a tenant's model about examples, as any client would, and compare; what was found is remembered.
 
     Raises:
         NotFound: the tenant has no model.
     """
     model = tenant_model(tenant)
-    found = await asyncio.to_thread(serving.repository.resolve, model)
-    known = {OUT_OF_SCOPE, *(await asyncio.to_thread(IntentHead.load, found.folder / DELTA_FILE)).categories}
+    resolved = await asyncio.to_thread(serving.repository.resolve, model)
+    version = resolved.version
+    known = {OUT_OF_SCOPE, *(await asyncio.to_thread(IntentHead.load, resolved.folder / DELTA_FILE)).categories}
     said: list[str] = []
     for texts in _chunks(examples.texts):
-        answer = await serving.infer(InferRequest(model, _tensors(texts), outputs=("label",)))
+        answer = await serving.infer(InferRequest(model, _tensors(texts), version=version, outputs=("label",)))
         said += [label.decode() for label in answer.outputs["label"].ravel().tolist()]
-        progress(f"asked {len(said):,} of {len(examples.texts):,}")
+        progress(len(said) / len(examples.texts), f"asked {len(said):,} of {len(examples.texts):,}")
     pairs = list(zip(said, examples.categories, strict=True))
     inside = [one == wanted for one, wanted in pairs if wanted != OUT_OF_SCOPE]
     outside = [one == wanted for one, wanted in pairs if wanted == OUT_OF_SCOPE]
     unknown = tuple(sorted(set(examples.categories) - known))
-    return Evaluation(_share(inside), _share(outside), len(inside), len(outside), unknown)
+    found = Evaluation(_share(inside), _share(outside), len(inside), len(outside), unknown)
+    asked = Asked(model, version, resolved.config.parameters.get("examples", ""))
+    await asyncio.to_thread(remember_evaluation, serving.documents, asked, found)
+    return found
 
 
 async def _embed(serving: Serving, made_from: TenantMetadata, texts: Sequence[str], progress: Progress) -> Any:
@@ -154,7 +167,7 @@ async def _embed(serving: Serving, made_from: TenantMetadata, texts: Sequence[st
             raise Invalid("the base gives no embedding", made_from.base, "Take a text-embedding model, as minilm.")
         rows.append(embedding)
         done += len(chunk)
-        progress(f"reading the examples, {done:,} of {len(texts):,}")
+        progress(done / len(texts), f"reading the examples, {done:,} of {len(texts):,}")
     return np.concatenate(rows)
 
 

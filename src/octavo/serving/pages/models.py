@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from nicegui import events, ui
 from octavo.access import Principal, allowed, require
 from octavo.errors import Invalid, OctavoError
 from octavo.serving.inference import InferRequest
+from octavo.serving.pages.console import AXIS, GRID_LINE, LEGEND, REFRESH_SECONDS, Console, alert, figures
 from octavo.serving.question import read_tensors, text_tensors
 from octavo.serving.statistics import ModelStatistics, percentile
 from octavo.serving.tensors import Tensors
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from octavo.serving.service import Serving
     from octavo.serving.snapshots import ModelStatus, ResidencySnapshot
 
-Frame = Callable[[str], AbstractContextManager[Principal]]
-
-_REFRESH_SECONDS = 2.0
 _CHART_POINTS = 150
 _SHOWN_VALUES = 8
 
@@ -49,14 +46,14 @@ _STATE = """
 """
 
 
-def register(service: Serving, frame: Frame) -> None:
+def register(console: Console) -> None:
     """Declare the page."""
 
     @ui.page("/models")
     async def models_page() -> None:
-        with frame("Models") as principal:
+        with console.frame("Models") as principal:
             require(principal, "view", "models/*")
-            await _Page(service, principal).draw()
+            await _Page(console.service, principal).draw()
 
 
 class _Page:
@@ -76,7 +73,7 @@ class _Page:
         ui.html("<h2>Try it</h2>", sanitize=False)
         self._draw_try()
         await self._refresh()
-        ui.timer(_REFRESH_SECONDS, self._refresh)
+        ui.timer(REFRESH_SECONDS, self._refresh)
 
     def _draw_table(self) -> ui.table:
         right = {"align": "right"}
@@ -95,7 +92,7 @@ class _Page:
         with ui.element("div").classes("o-card o-wide o-scroll"):
             search = ui.input("Search models").props('dense clearable aria-label="Search models"')
             table = ui.table(columns=columns, rows=[], row_key="name", pagination=20).props("flat dense")
-            table.classes("o-wide").bind_filter_from(search, "value")
+            table.classes("o-wide o-acting").bind_filter_from(search, "value")
         table.add_slot("body-cell-actions", _ACTIONS)
         table.add_slot("body-cell-version", _VERSION)
         table.add_slot("body-cell-state", _STATE)
@@ -148,7 +145,7 @@ class _Page:
             inputs, texts = _read_question(self._asked.value or "")
             answer = await self._service.infer(InferRequest(name, inputs, caller=self._principal.name))
         except OctavoError as error:
-            self._answer.set_content(f'<p class="o-alert">{escape(str(error))}</p>')
+            self._answer.set_content(alert(error))
             return
         self._answer.set_content(_draw_answer(answer.outputs, texts))
 
@@ -197,7 +194,7 @@ class _Page:
             series["data"].append(_milliseconds(value))
             del series["data"][:-_CHART_POINTS]
         points = len(self._chart.options["series"][0]["data"])
-        ago = [f"-{(points - 1 - at) * _REFRESH_SECONDS:.0f} s" for at in range(points - 1)]
+        ago = [f"-{(points - 1 - at) * REFRESH_SECONDS:.0f} s" for at in range(points - 1)]
         self._chart.options["xAxis"]["data"] = [*ago, "now"]
         self._chart.update()
 
@@ -222,12 +219,7 @@ def _draw_figures(snapshot: ResidencySnapshot, p50: float, p99: float) -> str:
         (f"{snapshot.pending:,}", "requests in hand"),
         (f"{p50 * 1e3:.0f} / {p99 * 1e3:.0f}" if p50 else "-", "p50 / p99 ms, last minute"),
     ]
-    figures = "".join(
-        f'<div class="o-card o-figure"><div class="o-figure-value">{value}</div>'
-        f'<div class="o-figure-caption">{caption}</div></div>'
-        for value, caption in cards
-    )
-    return f'<div class="o-stack">{_draw_budget(snapshot)}<div class="o-grid">{figures}</div></div>'
+    return f'<div class="o-stack">{_draw_budget(snapshot)}{figures(cards)}</div>'
 
 
 def _draw_budget(snapshot: ResidencySnapshot) -> str:
@@ -268,19 +260,18 @@ def _chart_options() -> dict[str, Any]:
     def line(name: str, colour: str) -> dict[str, Any]:
         return {"name": name, "type": "line", "showSymbol": False, "data": [], "color": colour}
 
-    ink, thin = {"color": "#8b93a1"}, {"color": "#8883"}
     return {
         "grid": {"left": 48, "right": 16, "top": 32, "bottom": 24},
-        "legend": {"right": 8, "top": 0, "icon": "roundRect", "itemWidth": 10, "itemHeight": 10, "textStyle": ink},
+        "legend": LEGEND,
         "tooltip": {"trigger": "axis"},
         "animation": False,
-        "xAxis": {"type": "category", "data": [], "axisLabel": ink, "axisTick": {"show": False}, "boundaryGap": False},
+        "xAxis": {"type": "category", "data": [], "axisLabel": AXIS, "axisTick": {"show": False}, "boundaryGap": False},
         "yAxis": {
             "type": "value",
             "name": "ms",
-            "axisLabel": ink,
-            "nameTextStyle": ink,
-            "splitLine": {"lineStyle": thin},
+            "axisLabel": AXIS,
+            "nameTextStyle": AXIS,
+            "splitLine": GRID_LINE,
         },
         "series": [line("p50", "#5b7fe0"), line("p99", "#c87f32")],
     }
