@@ -19,10 +19,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from contenders import octavo_workspace
-from harness import CACHE, DATA, CannotRun, Report, median, octavo_command, own_versions, run
+from harness import CACHE, DATA, CannotRun, Report, octavo_command, own_versions, run
 
 Rows = Sequence[tuple[str, str]]
 
@@ -44,10 +45,11 @@ def read(name: str) -> list[dict[str, str]]:
 
 
 def full(rows: Rows) -> Iterator[tuple[Rows, Rows]]:
-    """Four fifths to train on, the fifth to ask."""
+    """Four fifths to train on, a fifth to ask; some of the fifths, one after the other."""
     shuffled = random.Random(0).sample(list(rows), len(rows))
     held = len(shuffled) // FOLDS
-    yield shuffled[held:], shuffled[:held]
+    for start in range(0, DRAWS * held, held):
+        yield shuffled[:start] + shuffled[start + held :], shuffled[start : start + held]
 
 
 def few(rows: Rows) -> Iterator[tuple[Rows, Rows]]:
@@ -116,7 +118,7 @@ def main() -> None:
         inside = [row for row in known if row[1] != "oos"]
         blind = measure(workspace, "CLINC150 without out-of-scope examples", "blind", inside, asked)
     report.rows = [*shots, *whole, wide, blind]
-    shot, full_ = (median([row["accuracy"] for row in rows]) for rows in (shots, whole))
+    shot, full_ = (mean([row["accuracy"] for row in rows]) for rows in (shots, whole))
     report.bar("Banking77, 10 examples per intent, accuracy", ">= .84", f"{shot:.3f}", shot >= 0.84)
     report.bar("Banking77, four fifths, accuracy on the fifth", ">= .925", f"{full_:.3f}", full_ >= 0.925)
     report.bar("CLINC150, accuracy in scope", ">= .945", f"{wide['accuracy']:.3f}", wide["accuracy"] >= 0.945)
@@ -126,7 +128,7 @@ def main() -> None:
     slowest = max(row["train s"] for row in whole)
     report.bar("training 77 intents, one command with encoding the texts", "<= 60 s", f"{slowest:.0f} s", slowest <= 60)
     report.notes.append(
-        f"10-shot: median of {DRAWS} draws, {ASKED:,} other texts asked. MB: the tenant's whole version. One thread "
+        f"10-shot: mean of {DRAWS} draws, {ASKED:,} other texts asked; four fifths: mean of {DRAWS} fifths asked. MB: the tenant's whole version. One thread "
         "for training, as many as there are cores for encoding."
     )
     report.finish()

@@ -396,17 +396,3 @@ async def test_any_order_of_use_keeps_the_budget_and_loses_no_request(house):
     held = sum(int(r.version.config.parameters["size"]) for r in house.residency.residents)
     noise = 16 * MIB  # of this process: what other tests left goes when it likes
     assert abs(house.residency.charges.charged() - held) < noise
-
-
-@pytest.mark.parametrize("house", [{"budget": 16 * MIB}], indirect=True)
-async def test_among_many_small_models_one_order_serves_several_evictions_and_spares_those_used_since(house):
-    """Those asked again after an order was made stay, whatever it said of them."""
-    for number in range(100):
-        await house.use(make_version(f"m{number}", size=64 * 1024, disk=64 * 1024))
-    await asyncio.sleep(0.1)  # the loads' grace
-    first = house.residency._victim()
-    assert first is not None
-    await house.use(first.version)
-    second = house.residency._victim()
-    assert second is not None
-    assert second is not first

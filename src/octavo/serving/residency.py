@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,7 +17,7 @@ from typing import Any
 
 from octavo.errors import DeadlineExceeded, NotFound, OctavoError, OutOfMemory, Unavailable
 from octavo.serving.charging import Charges
-from octavo.serving.eviction import Candidate, EvictionPolicy
+from octavo.serving.eviction import Candidate, EvictionPolicy, LeavingLine
 from octavo.serving.failures import Failures
 from octavo.serving.loading import LoadedModel, Loader
 from octavo.serving.memory import give_back_freed
@@ -33,8 +33,6 @@ _MEASURE_DELAY = 0.5
 _LONGEST_MEASURE_DELAY = 5.0
 _MEASURE_PAUSE = 10.0  # times what the last look took, so that looking costs a tenth of one core at the most
 _CROWD = 64  # residents from which on one that leaves matters less than a look at memory
-_ORDER_SHARE = 16  # of the residents, the part that leaves by one order of them
-_ORDER_SECONDS = 1.0  # for which an order holds
 
 
 class Residency:
@@ -64,6 +62,7 @@ class Residency:
         self._arrived = arrived
         self._leaving = leaving
         self._policy = EvictionPolicy()
+        self._line = LeavingLine(self._policy)
         self._residents: dict[str, Resident] = {}
         self._by_name: dict[str, dict[str, Resident]] = {}
         self._started: set[str] = set()  # backends
@@ -77,8 +76,6 @@ class Residency:
         self._stale = False
         self._measure_delay = _MEASURE_DELAY
         self._looked = self._look_took = 0.0
-        self._victims: deque[Candidate] = deque()
-        self._ordered = 0.0
         self._janitor = asyncio.create_task(self._tidy())
 
     @property
@@ -324,22 +321,13 @@ class Residency:
         return len(self._residents) < _CROWD or passed > _MEASURE_PAUSE * self._look_took
 
     def _victim(self) -> Resident | None:
-        """Who leaves next, if anybody can.
+        """Who leaves next, if anybody can."""
+        key = self._line.first(self._candidates, self._unused_since)
+        return self._residents[key] if key else None
 
-        Ordering thousands of models takes milliseconds, so one order serves for the next few of many evictions; those
-        used since it was made are passed over.
-        """
-        if time.monotonic() - self._ordered > _ORDER_SECONDS:
-            self._victims.clear()
-        while self._victims:
-            resident = self._residents.get(self._victims[0].key)
-            if resident is not None and self._may_leave(resident) and resident.last_used <= self._ordered:
-                return resident
-            self._victims.popleft()
-        found = self._policy.order(self._candidates())
-        self._victims.extend(found[: 1 + len(found) // _ORDER_SHARE])
-        self._ordered = time.monotonic()
-        return self._residents[found[0].key] if found else None
+    def _unused_since(self, key: str, moment: float) -> bool:
+        resident = self._residents.get(key)
+        return resident is not None and self._may_leave(resident) and resident.last_used <= moment
 
     def _may_leave(self, resident: Resident) -> bool:
         return resident.state == READY and not resident.in_flight and resident.version.name not in self.pinned
