@@ -128,8 +128,8 @@ def main() -> None:
     slowest = max(row["train s"] for row in whole)
     report.bar("training 77 intents, one command with encoding the texts", "<= 60 s", f"{slowest:.0f} s", slowest <= 60)
     report.notes.append(
-        f"10-shot: mean of {DRAWS} draws, {ASKED:,} other texts asked; four fifths: mean of {DRAWS} fifths asked. MB: the tenant's whole version. One thread "
-        "for training, as many as there are cores for encoding."
+        f"10-shot: mean of {DRAWS} draws, {ASKED:,} other texts asked; four fifths: mean of {DRAWS} fifths asked. MB: "
+        "the tenant's whole version. One thread for training, as many as there are cores for encoding."
     )
     report.finish()
 
