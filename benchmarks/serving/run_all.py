@@ -21,6 +21,8 @@ ORDER = (
     "density",
     "eviction",
     "intents",
+    "contrastive",
+    "thousand_tenants",
     "autoscaling",
     "costs",
     "fleet",

@@ -5,7 +5,8 @@ import csv
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.serving.eviction import REMEMBERED, Candidate, EvictionPolicy
+from octavo.serving import eviction
+from octavo.serving.eviction import REMEMBERED, Candidate, EvictionPolicy, LeavingLine
 
 
 def first_out(policy, *candidates):
@@ -83,3 +84,51 @@ def test_the_tenant_trace_is_served_better_than_by_recency(shared_data):
         recent.pop(key, None)
         recent[key] = True
     assert hits > recent_hits
+
+
+class Crowd:
+    """Models of which `used` were asked again since any order of them was made."""
+
+    def __init__(self, count):
+        self.policy = EvictionPolicy()
+        self.keys = [f"m{number:03d}" for number in range(count)]
+        for key in self.keys:
+            self.policy.touch(key)
+        self.used = set()
+        self.orders = 0
+
+    def order(self):
+        self.orders += 1
+        return self.policy.order(Candidate(key, 1, 1.0) for key in self.keys)
+
+    def unused(self, key, moment):
+        return key in self.keys and key not in self.used
+
+    def leave(self, line):
+        key = line.first(self.order, self.unused)
+        if key:
+            self.keys.remove(key)
+        return key
+
+
+def test_one_order_of_many_serves_several_evictions_and_spares_those_used_since(monkeypatch):
+    monkeypatch.setattr(eviction, "ORDER_SECONDS", 1e9)
+    crowd, line = Crowd(160), LeavingLine()
+    assert [crowd.leave(line) for _ in range(3)] == ["m000", "m001", "m002"]
+    crowd.used.add("m003")
+    assert [crowd.leave(line) for _ in range(7)] == [f"m{number:03d}" for number in range(4, 11)]
+    assert crowd.orders == 1
+    crowd.used.clear()
+    assert crowd.leave(line) == "m003"  # by a new order
+    assert crowd.orders == 2
+
+
+def test_an_order_does_not_hold_for_long_and_of_a_few_each_is_chosen_anew(monkeypatch):
+    crowd, line = Crowd(3), LeavingLine()
+    assert [crowd.leave(line) for _ in range(4)] == ["m000", "m001", "m002", ""]
+    assert crowd.orders == 4
+    monkeypatch.setattr(eviction, "ORDER_SECONDS", -1.0)
+    crowd, line = Crowd(160), LeavingLine()
+    crowd.leave(line)
+    crowd.leave(line)
+    assert crowd.orders == 2

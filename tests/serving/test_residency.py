@@ -135,6 +135,32 @@ async def house(request):
     assert made.backend.held == 0, "a closed residency holds no model"
 
 
+async def test_a_load_begun_ahead_is_the_one_leased_and_one_cold_start(house):
+    version = make_version("a")
+    house.backend.gate.clear()
+    house.residency.begin(version)
+    house.residency.begin(version)
+    house.backend.gate.set()
+    await asyncio.gather(*(house.use(version) for _ in range(3)))
+    house.residency.begin(version)
+    await house.use(version)
+    assert house.backend.loads == [("a", False)]
+    assert (house.residency.counters.colds, house.residency.counters.hits) == (3, 1)
+    assert [resident.state for resident in house.residency.versions("a")] == ["READY"]
+
+
+async def test_a_load_begun_ahead_that_fails_tells_whoever_leases_it(house):
+    house.backend.failing.add("a")
+    house.residency.begin(make_version("a"))
+    with pytest.raises(Invalid, match="corrupt"):
+        await house.use(make_version("a"))
+    house.residency.begin(make_version("a"))  # not before its time
+    assert house.residency.versions("a") == []
+    with pytest.raises(Unavailable, match="corrupt"):
+        await house.use(make_version("a"))
+    assert house.backend.loads == [("a", False)]
+
+
 async def test_fifty_requests_for_one_cold_model_load_it_once(house):
     version = make_version("a")
     await asyncio.gather(*(house.use(version) for _ in range(50)))

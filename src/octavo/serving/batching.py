@@ -70,7 +70,7 @@ class Crew:
     """
 
     def __init__(self, lock: threading.Lock, threads: int, name: str) -> None:
-        self.queues: list[Queue] = []
+        self.waiting: set[Queue] = set()  # those with entries; of thousands of models only these are looked at
         self.ready = threading.Condition(lock)
         self._idle = 0
         self._stopped = False
@@ -119,8 +119,8 @@ class Crew:
         now = time.monotonic()
         best: Queue | None = None
         wait: float | None = None
-        for queue in self.queues:
-            if not queue.entries or queue.running >= queue.limits.concurrency:
+        for queue in self.waiting:
+            if queue.running >= queue.limits.concurrency:
                 continue
             left = ripe_in(queue.entries, queue.limits, now)
             if left > 0:
@@ -137,6 +137,8 @@ class Crew:
         for entry in batch:
             entry.ticket.started = True
         queue.entries = [entry for entry in waiting if entry.rank not in taken]
+        if not queue.entries:
+            self.waiting.discard(queue)
         return batch
 
 
@@ -177,9 +179,8 @@ class Batcher:
         """A queue for a model that has just been loaded; `apart` for one whose work other processes do."""
         crew = Crew(self._lock, limits.concurrency, f"octavo-wait-{name}") if apart else self._crew
         queue = Queue(name, task, limits, report, crew)
-        with self._lock:
-            crew.queues.append(queue)
-            if apart:
+        if apart:
+            with self._lock:
                 self._apart.append(crew)
         return queue
 
@@ -189,8 +190,7 @@ class Batcher:
             queue.closed = True
             left = queue.entries
             queue.entries = []
-            if queue in queue.crew.queues:
-                queue.crew.queues.remove(queue)
+            queue.crew.waiting.discard(queue)
             if queue.crew in self._apart:
                 self._apart.remove(queue.crew)
                 queue.crew.stop()
@@ -260,6 +260,7 @@ class Batcher:
                     bisect.insort(queue.entries, entry, key=rank_of)
                 else:
                     queue.entries.append(entry)
+            queue.crew.waiting.add(queue)
             queue.crew.ready.notify(min(len(pieces), len(queue.crew.threads)))
 
     def close(self) -> None:

@@ -12,12 +12,16 @@ with exponential decay in place of its inflating clock: it forgets by time passe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 HALF_LIFE_PER_RESIDENT = 16
 MIN_HALF_LIFE = 256
 REMEMBERED = 65_536
+ORDER_SHARE = 16  # of the candidates, the part that leaves by one order of them
+ORDER_SECONDS = 1.0  # for which an order holds
 
 
 @dataclass(slots=True)
@@ -85,3 +89,32 @@ class EvictionPolicy:
         """Drop the half of the remembered models with the smallest counts."""
         keep = sorted(self._uses, key=self.frequency, reverse=True)[: REMEMBERED // 2]
         self._uses = {key: self._uses[key] for key in keep}
+
+
+class LeavingLine:
+    """Who leaves next, one after the other.
+
+    Ordering thousands of models takes milliseconds, so one order serves for the next few of many evictions; those used
+    since it was made are passed over. Of a few models each is chosen anew.
+    """
+
+    def __init__(self) -> None:
+        self._line: deque[str] = deque()
+        self._made = 0.0
+
+    def first(self, order: Callable[[], Sequence[Candidate]], unused: Callable[[str, float], bool]) -> str:
+        """The key of the model to leave now; empty when none can.
+
+        Args:
+            order: all that may leave, the one to leave first in front.
+            unused: whether a model may leave still and was not used since a moment, `time.monotonic()` seconds.
+        """
+        if time.monotonic() - self._made > ORDER_SECONDS:
+            self._line.clear()
+        while self._line and not unused(self._line[0], self._made):
+            self._line.popleft()
+        if not self._line:
+            found = order()
+            self._line.extend(each.key for each in found[: 1 + len(found) // ORDER_SHARE])
+            self._made = time.monotonic()
+        return self._line[0] if self._line else ""

@@ -46,9 +46,10 @@ class FolderStore:
         """See `ModelStore.scan`; links that leave the folder are left out."""
         models = {}
         for name in self._folders():
-            if not _inside(self._root / name, self._root):
+            folder = self._root / name
+            if folder.is_symlink() and not _inside(folder, self._root):  # others cannot lie elsewhere
                 continue
-            files = list_files(self._root / name, self._root, links="skip")
+            files = list_files(folder, self._root, links="skip")
             if is_model(files):
                 models[name] = files
         return models

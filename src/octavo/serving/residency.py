@@ -17,7 +17,7 @@ from typing import Any
 
 from octavo.errors import DeadlineExceeded, NotFound, OctavoError, OutOfMemory, Unavailable
 from octavo.serving.charging import Charges
-from octavo.serving.eviction import Candidate, EvictionPolicy
+from octavo.serving.eviction import Candidate, EvictionPolicy, LeavingLine
 from octavo.serving.failures import Failures
 from octavo.serving.loading import LoadedModel, Loader
 from octavo.serving.memory import give_back_freed
@@ -32,6 +32,7 @@ _UPGRADE_DELAY = 0.1
 _MEASURE_DELAY = 0.5
 _LONGEST_MEASURE_DELAY = 5.0
 _MEASURE_PAUSE = 10.0  # times what the last look took, so that looking costs a tenth of one core at the most
+_CROWD = 64  # residents from which on one that leaves matters less than a look at memory
 
 
 class Residency:
@@ -65,7 +66,10 @@ class Residency:
         self._arrived = arrived
         self._leaving = leaving
         self._policy = EvictionPolicy()
+        self._line = LeavingLine()
         self._residents: dict[str, Resident] = {}
+        self._by_name: dict[str, dict[str, Resident]] = {}
+        self._started: set[str] = set()  # backends
         self.failures = Failures(settings.load_backoff)
         self._threads = ThreadPoolExecutor(settings.parallel_loads + 1, thread_name_prefix="octavo-load")
         self._slots = asyncio.Semaphore(settings.parallel_loads)
@@ -75,6 +79,7 @@ class Residency:
         self._measuring: asyncio.Task[None] | None = None
         self._stale = False
         self._measure_delay = _MEASURE_DELAY
+        self._looked = self._look_took = 0.0
         self._janitor = asyncio.create_task(self._tidy())
 
     @property
@@ -85,6 +90,10 @@ class Residency:
     def find(self, name: str, version: str) -> Resident | None:
         """A model that is in memory or on its way."""
         return self._residents.get(f"{name}/{version}")
+
+    def versions(self, name: str) -> list[Resident]:
+        """A model's versions that are in memory, or on their way in or out."""
+        return list(self._by_name.get(name, {}).values())
 
     def parts(self) -> dict[str, int]:
         """What each model holds, bytes by key: its own, and its part of the weights it shares."""
@@ -116,14 +125,26 @@ class Residency:
         key = version.key
         self._policy.touch(key)
         resident = self._residents.get(key)
-        if resident is not None and resident.state == READY:
-            self.counters.hits += 1
+        ready = resident is not None and resident.state == READY
+        if resident is not None and resident.announced:
+            resident.announced = False  # counted when its load was begun
         else:
-            self.counters.colds += 1
+            self.counters.hits += ready
+            self.counters.colds += not ready
+        if resident is None or not ready:
             resident = await self._ready(version, deadline, quick=True, caller=caller)
         resident.in_flight += 1
         resident.last_used = time.monotonic()
         return resident
+
+    def begin(self, version: ModelVersion, caller: str = "") -> None:
+        """Begin to load a model that will be leased in a moment, where it is not in memory or on its way.
+
+        It holds no lease meanwhile; what became of the load, `lease` tells.
+        """
+        if version.key not in self._residents and not self.failures.refuses(version):
+            self.counters.colds += 1
+            self._start(version, caller, quick=True).announced = True
 
     def release(self, resident: Resident) -> None:
         """End a lease."""
@@ -202,10 +223,7 @@ class Residency:
             resident = self._residents.get(key)
             if resident is None:
                 self.failures.refuse(version)
-                resident = Resident(version, caller, ahead=ahead)
-                resident.loading = asyncio.create_task(self._load(resident, quick))
-                resident.loading.add_done_callback(_retrieve)
-                self._residents[key] = resident
+                resident = self._start(version, caller, quick, ahead)
             if resident.ahead and not ahead and resident.state != UNLOADING:
                 # From now on somebody waits for it, and it may take others' room.
                 resident.ahead, resident.asked_by = False, caller
@@ -220,12 +238,21 @@ class Residency:
             if done:
                 resident.loading.result()
 
+    def _start(self, version: ModelVersion, caller: str | None, quick: bool, ahead: bool = False) -> Resident:
+        resident = self._residents[version.key] = Resident(version, caller, ahead=ahead)
+        self._by_name.setdefault(version.name, {})[version.key] = resident
+        resident.loading = asyncio.create_task(self._load(resident, quick))
+        resident.loading.add_done_callback(_retrieve)
+        return resident
+
     async def _load(self, resident: Resident, quick: bool) -> None:
         """Make room, load, charge; on failure leave no trace but the back-off."""
         version, start = resident.version, time.monotonic()
         try:
             backend = self._loader.backend(version)
-            await asyncio.get_running_loop().run_in_executor(self._threads, backend.start)
+            if backend.name not in self._started:
+                await asyncio.get_running_loop().run_in_executor(self._threads, backend.start)
+                self._started.add(backend.name)
             self.charges.rebase()
             resident.share_key = backend.share_key(version)
             files = backend.disk_bytes(version)
@@ -236,10 +263,9 @@ class Residency:
                 await self._make_room(resident, expected)
                 tiered = quick and self._loader.has_quick_tier(version) and not self._weights_are_here(resident)
                 resident.tier = "quick" if tiered else "full"
-                await self._load_charged(resident, expected, tiered)
+                folders = await self._load_charged(resident, expected, tiered)
         except BaseException as error:
-            self._residents.pop(resident.key, None)
-            self.charges.drop(resident.key)
+            self._forget(resident)
             self._changed.set()
             if isinstance(error, OctavoError) and not isinstance(error, (OutOfMemory, Unavailable)):
                 self._failed(version, error)
@@ -249,7 +275,7 @@ class Residency:
             failed = OctavoError("the model could not be loaded", resident.key, "The server's log has the cause.")
             self._failed(version, failed)
             raise failed from None
-        self.charges.share(resident.key, resident.share_key, backend.mapped_folders(version))
+        self.charges.share(resident.key, resident.share_key, folders)
         self.failures.clear(resident.key)
         resident.state = READY
         resident.load_seconds = time.monotonic() - start
@@ -261,14 +287,15 @@ class Residency:
             resident.upgrade = self._spawn(self._upgrade(resident))
         self._measure_soon()
 
-    async def _load_charged(self, resident: Resident, expected: int, quick: bool) -> None:
+    async def _load_charged(self, resident: Resident, expected: int, quick: bool) -> tuple[str, ...]:
+        """The folders whose files the model maps."""
         loop = asyncio.get_running_loop()
         self.charges.begin(resident.key, expected, resident.share_key)
         cpu = 0.0
         try:
             load = loop.run_in_executor(self._threads, _timed, self._loader.load, resident.version, quick)
             async with asyncio.timeout(self._settings.load_timeout):
-                resident.model, cpu = await asyncio.shield(load)
+                resident.model, folders, cpu = await asyncio.shield(load)
         except TimeoutError:
             load.add_done_callback(_close_late)
             raise DeadlineExceeded(
@@ -281,6 +308,7 @@ class Residency:
             await loop.run_in_executor(self._threads, _close, resident.model)
             self.charges.note_too_large(resident.version.digest, held)
             raise _too_large(resident.key, held, self.charges.budget)
+        return folders
 
     async def _upgrade(self, resident: Resident) -> None:
         """Put the full form in the place of the quick one; the quick one goes on when that fails."""
@@ -320,16 +348,16 @@ class Residency:
         deadline = time.monotonic() + self._settings.load_timeout
         async with self._room:
             while (free := self.charges.free()) < expected:
-                victims = self._victims()
-                if free + self.charges.unmeasured() >= expected:
+                victim = self._victim()
+                promises = free + self.charges.unmeasured() >= expected
+                if promises and (victim is None or self._look_is_due()):
                     await self.measure()  # perhaps those promises were too high, and nobody has to leave
                 elif resident.ahead:
                     raise Unavailable(
                         "too little memory is free to load it ahead", resident.key, "It loads when asked."
                     )
-                elif victims:
-                    found = self._residents[victims[0].key]
-                    await self._leave(found, evicted=True)
+                elif victim is not None:
+                    await self._leave(victim, evicted=True)
                 elif self._is_alone(resident, expected):
                     break  # what else is held is no model's, and nobody could make it less
                 elif time.monotonic() >= deadline:
@@ -337,6 +365,23 @@ class Residency:
                 else:
                     await self._wait_for_change(min(deadline, time.monotonic() + 0.5))
             self.charges.reserve(resident.key, expected)
+
+    def _look_is_due(self) -> bool:
+        """Whether memory may be looked at before somebody has to leave: of many small models, one may as well leave."""
+        passed = time.monotonic() - self._looked
+        return len(self._residents) < _CROWD or passed > _MEASURE_PAUSE * self._look_took
+
+    def _victim(self) -> Resident | None:
+        """Who leaves next, if anybody can."""
+        key = self._line.first(self._victims, self._unused_since)
+        return self._residents[key] if key else None
+
+    def _unused_since(self, key: str, moment: float) -> bool:
+        resident = self._residents.get(key)
+        return resident is not None and self._may_leave(resident) and resident.last_used <= moment
+
+    def _may_leave(self, resident: Resident) -> bool:
+        return resident.state == READY and not resident.in_flight and resident.version.name not in self.pinned
 
     def _is_alone(self, resident: Resident, expected: int) -> bool:
         """Whether no other model holds memory or has been given room, but pinned ones beside which it would fit.
@@ -368,8 +413,7 @@ class Residency:
         for resident in self._residents.values():
             sharers[resident.share_key] = sharers.get(resident.share_key, 0) + 1
         for resident in self._residents.values():
-            free = resident.state == READY and resident.in_flight == 0 and resident.version.name not in self.pinned
-            if free:
+            if self._may_leave(resident):
                 last = not resident.share_key or sharers[resident.share_key] == 1
                 size = self.charges.of(resident.key) + (self.charges.shared(resident.share_key) if last else 0)
                 yield Candidate(resident.key, size, resident.load_cpu)
@@ -385,10 +429,17 @@ class Residency:
         try:
             await asyncio.get_running_loop().run_in_executor(self._threads, _close, model)
         finally:
-            self._residents.pop(resident.key, None)
-            self.charges.drop(resident.key)
+            self._forget(resident)
             self._changed.set()
         self._measure_soon()
+
+    def _forget(self, resident: Resident) -> None:
+        self._residents.pop(resident.key, None)
+        versions = self._by_name.get(resident.version.name, {})
+        versions.pop(resident.key, None)
+        if not versions:
+            self._by_name.pop(resident.version.name, None)
+        self.charges.drop(resident.key)
 
     def _measure_soon(self) -> None:
         """Have memory measured, once for all changes of the next moments: it costs up to a tenth of a second."""
@@ -400,14 +451,15 @@ class Residency:
         while self._stale:
             await asyncio.sleep(self._measure_delay)
             self._stale = False  # what changes during the look is looked at again
-            start = time.monotonic()
             await self.measure()
-            took = time.monotonic() - start
-            self._measure_delay = min(max(_MEASURE_DELAY, _MEASURE_PAUSE * took), _LONGEST_MEASURE_DELAY)
+            self._measure_delay = min(max(_MEASURE_DELAY, _MEASURE_PAUSE * self._look_took), _LONGEST_MEASURE_DELAY)
 
     async def measure(self) -> None:
         """Measure memory now."""
+        start = time.monotonic()
         await self.charges.measure(self._threads, self._children())
+        self._looked = time.monotonic()
+        self._look_took = self._looked - start
         self._changed.set()
 
     async def _tidy(self) -> None:
@@ -421,14 +473,14 @@ class Residency:
         ttl = self._settings.idle_ttl
         limit = time.monotonic() - ttl
         for resident in self.residents if ttl else []:
-            idle = resident.state == READY and not resident.in_flight and resident.last_used < limit
-            if idle and resident.version.name not in self.pinned and resident.key not in self.kept:
+            if self._may_leave(resident) and resident.last_used < limit and resident.key not in self.kept:
                 await self._leave(resident, evicted=False)
 
     async def _shed(self) -> None:
         """Evict while over the budget, as far as leaving helps: buffers of running batches are no model's."""
-        victims = self._victims()
-        if sum(victim.size for victim in victims) < self.charges.charged() - self.charges.budget:
+        over = self.charges.charged() - self.charges.budget
+        victims = self._victims() if over > 0 else []
+        if sum(victim.size for victim in victims) < over:
             return
         for victim in victims:
             resident = self._residents.get(victim.key)
@@ -459,10 +511,14 @@ class Residency:
         return task
 
 
-def _timed(load: Callable[..., LoadedModel], version: ModelVersion, quick: bool) -> tuple[LoadedModel, float]:
+Loaded = tuple[LoadedModel, tuple[str, ...], float]
+"""A model, the folders whose files it maps, and the CPU-seconds its load took."""
+
+
+def _timed(load: Callable[..., LoadedModel], version: ModelVersion, quick: bool) -> Loaded:
     start = time.thread_time()
     model = load(version, quick=quick)
-    return model, time.thread_time() - start
+    return model, model.backend.mapped_folders(version), time.thread_time() - start
 
 
 def _timed_upgrade(loader: Loader, model: LoadedModel) -> tuple[None, float]:
@@ -478,7 +534,7 @@ def _close(model: LoadedModel | None) -> None:
     give_back_freed()
 
 
-def _close_late(load: asyncio.Future[tuple[LoadedModel, float]]) -> None:
+def _close_late(load: asyncio.Future[Loaded]) -> None:
     """A load that ended after its time-out: nobody wants it any more."""
     if not load.cancelled() and load.exception() is None:
         load.result()[0].close()

@@ -17,8 +17,8 @@ class Resident:
     """A model that is in memory, on its way in, or on its way out.
 
     `asked_by` is the caller whose request it is loaded for; None when no request waits for it. `ahead` says that it was
-    loaded before anybody asked, and that nobody has since. `load_seconds` passed from the beginning of its load until
-    it could answer.
+    loaded before anybody asked, and that nobody has since; `announced` that its load was begun for a request that will
+    lease it in a moment. `load_seconds` passed from the beginning of its load until it could answer.
     """
 
     version: ModelVersion
@@ -34,6 +34,7 @@ class Resident:
     ahead: bool = False
     tier: str = ""
     upgrade: asyncio.Task[None] | None = None
+    announced: bool = False
 
     @property
     def key(self) -> str:

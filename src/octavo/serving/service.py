@@ -445,6 +445,7 @@ class Serving:
             return await self._infer_model(version, request)
         _check_depth(version, depth)
         asked = embedding_request(version, request)
+        self._residency.begin(version, request.caller)  # it loads while the base embeds
         answer = await self._infer_version(asked, depth + 1)
         inputs = dict(request.inputs) | asked.inputs | {"embedding": answer.outputs["embedding"]}
         outputs, _ = await self._infer_model(version, replace(request, inputs=inputs, deadline=asked.deadline))

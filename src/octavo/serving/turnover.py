@@ -74,7 +74,8 @@ class Turnover:
 
     def arrived(self, resident: Resident) -> None:
         """A version is in memory: where it is the default, send out those that nobody can ask for any more."""
-        if self._catalogue.known(resident.version.name) == resident.version:
+        alone = len(self._residency.versions(resident.version.name)) == 1
+        if not alone and self._catalogue.known(resident.version.name) == resident.version:
             self._in_background(self._leave_unserved(resident.version))
 
     async def leave_if_changed(self, version: ModelVersion) -> None:
@@ -85,8 +86,8 @@ class Turnover:
 
     async def leave(self, name: str, version: str = "") -> None:
         """Send a model (one version, or all that are in memory) out, after what is in flight."""
-        for resident in self._residency.residents:
-            if resident.version.name == name and version in ("", resident.version.version):
+        for resident in self._residency.versions(name):
+            if version in ("", resident.version.version):
                 with suppress(NotFound):  # it was evicted while another version left
                     await self._residency.unload(name, resident.version.version)
 
@@ -103,7 +104,7 @@ class Turnover:
 
     async def _leave_unserved(self, default: ModelVersion) -> None:
         name = default.name
-        others = [one for one in self._residency.residents if one.version.name == name and one.key != default.key]
+        others = [one for one in self._residency.versions(name) if one.key != default.key]
         for resident in others:
             try:
                 await asyncio.to_thread(self._repository.choose, name, resident.version.version)

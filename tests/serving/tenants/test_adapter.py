@@ -57,5 +57,8 @@ def test_a_file_of_another_kind_and_other_widths_are_refused(tmp_path: Path) -> 
     write_delta(tmp_path / ADAPTER_FILE, {"down": np.ones((4, 2), np.float16), "up": np.ones((4, 2), np.float16)}, {})
     with pytest.raises(Invalid, match="do not fit"):
         Adapter.load(tmp_path / ADAPTER_FILE)
+    write_delta(tmp_path / ADAPTER_FILE, {"down": np.ones((4, 2), np.float32), "up": np.ones((2, 4), np.float32)}, {})
+    with pytest.raises(Invalid, match="not float16"):
+        Adapter.load(tmp_path / ADAPTER_FILE)
     with pytest.raises(Invalid, match="width 25"):
         train_adapter(*noisy(5, seed=1)).apply(np.ones((1, 3), np.float32))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from octavo.errors import Invalid
-from octavo.serving.tenants.delta_file import read_delta
-from octavo.serving.tenants.intent import DELTA_FILE, IntentHead, train_intents
+from octavo.serving.tenants.delta_file import read_delta, write_delta
+from octavo.serving.tenants.intent import DELTA_FILE, IntentHead, check_size, train_intents
 from octavo.serving.tenants.ngrams import WIDTH, count_ngrams, features, fit_frequencies
 
 DIMENSIONS = 16
@@ -108,6 +109,48 @@ def test_ngrams_of_a_text_do_not_depend_on_the_texts_beside_it(texts: list[str])
     assert together.shape == (len(texts), WIDTH)
     apart = np.concatenate([features(count_ngrams([text]), frequencies) for text in texts])
     np.testing.assert_allclose(together, apart, atol=1e-6)
+
+
+def test_a_large_request_answers_as_its_texts_do_one_by_one() -> None:
+    head = train_intents(*sample(10, seed=1, outside=5))
+    embeddings, texts, _ = sample(100, seed=2, outside=20)
+    together = head.predict(embeddings, texts)
+    apart = [head.predict(embeddings[at : at + 1], texts[at : at + 1]) for at in range(len(texts))]
+    assert together.labels == [one.labels[0] for one in apart]
+    np.testing.assert_allclose(together.probabilities, np.concatenate([one.probabilities for one in apart]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"linear": np.zeros((DIMENSIONS + WIDTH + 1, 3), np.float32)}, "linear is float32"),
+        ({"frequencies": np.zeros(65_536, np.float16)}, "frequencies is float16"),
+        ({"output_bias": np.zeros(4, np.float16)}, r"output_bias is float16 \[4\]"),
+        ({"hidden": np.zeros((), np.float16)}, "not a tenant's intent model"),
+        ({"gate": np.zeros((5, 5), np.float16)}, "gate is"),
+        ({"threshold": float("nan")}, "not finite"),
+        ({"share": 2}, "share"),
+        ({"categories": ["one"]}, "1 categories"),
+        ({"categories": "abc"}, "no list"),
+    ],
+)
+def test_a_file_with_other_arrays_is_refused(tmp_path: Path, changed: dict[str, Any], what: str) -> None:
+    train_intents(*sample(3, seed=1, outside=3)).save(tmp_path / DELTA_FILE)
+    arrays, note = read_delta(tmp_path / DELTA_FILE)
+    for name, value in changed.items():
+        (arrays if isinstance(value, np.ndarray) else note)[name] = value
+    write_delta(tmp_path / "changed", arrays, note)
+    with pytest.raises(Invalid, match=what):
+        IntentHead.load(tmp_path / "changed")
+
+
+def test_more_scores_than_fit_into_memory_and_embeddings_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(Invalid, match="100,000 examples of 50,000 categories"):
+        check_size(50_000, 100_000)
+    embeddings, texts, categories = sample(2, seed=1)
+    embeddings[0, 0] = np.nan
+    with pytest.raises(Invalid, match="not finite"):
+        train_intents(embeddings, texts, categories)
 
 
 def test_an_endlessly_nested_header_is_refused(tmp_path: Path) -> None:

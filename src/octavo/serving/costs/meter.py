@@ -28,6 +28,7 @@ class _Holding:
     resident: Resident
     since: float
     before: dict[str, int]
+    processes: ProcessRunner | None
     load_cpu: float = 0.0
     process_cpu: float = 0.0
     cpu_seconds: float = 0.0
@@ -90,7 +91,9 @@ class Meter:
         caller = resident.asked_by or ""
         if resident.asked_by is not None:
             self._lines[version.name, version.version, caller].cold_starts += 1
-        self._holdings[version.name, version.version] = _Holding(resident, self._clock(), {caller: 1})
+        runner = resident.model.slot.runner if resident.model is not None else None
+        processes = runner if isinstance(runner, ProcessRunner) else None
+        self._holdings[version.name, version.version] = _Holding(resident, self._clock(), {caller: 1}, processes)
 
     def left(self, resident: Resident) -> None:
         """A model leaves memory: what it held until now is charged."""

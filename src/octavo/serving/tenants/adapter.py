@@ -24,7 +24,7 @@ Halves = NDArray[Any]
 
 ADAPTER_FILE: Final = "adapter.safetensors"
 
-_STRETCH: Final = 2.0
+_STRETCH: Final = 5.0
 _SHRINKAGE: Final = 0.3  # of the scatter within categories, in mean eigenvalues
 _FLOOR: Final = 1e-6  # where all texts of each category are the same
 
@@ -74,11 +74,17 @@ class Adapter:
         down, up = arrays.get("down"), arrays.get("up")
         if down is None or up is None or down.ndim != 2 or down.shape != up.shape[::-1]:
             raise Invalid("not a tenant's adapter: its two factors do not fit", str(file), "Train the tenant again.")
+        if down.dtype != np.float16 or up.dtype != np.float16:
+            raise Invalid(
+                f"not a tenant's adapter: its factors are {down.dtype} and {up.dtype}, not float16",
+                str(file),
+                "Train the tenant again.",
+            )
         return cls(down, up)
 
 
 def train_adapter(
-    embeddings: Floats, categories: Sequence[str], rank: int = 64, progress: Progress | None = None
+    embeddings: Floats, categories: Sequence[str], rank: int = 128, progress: Progress | None = None
 ) -> Adapter:
     """Learn an adapter from a tenant's examples; the same examples give the same adapter.
 

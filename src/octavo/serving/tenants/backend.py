@@ -62,6 +62,9 @@ class TenantBackend:
 
     def disk_bytes(self, version: ModelVersion) -> int:
         """Size of the tenant's file."""
+        known = version.stamps.get(_file(version))
+        if known is not None:
+            return known.size
         file = version.folder / _file(version)
         return file.stat().st_size if file.is_file() else 0
 

@@ -66,6 +66,9 @@ def evaluate(tenant: Tenant, examples: Examples, workspace: Workspace = None, as
         parts.append(f"accuracy {found.accuracy:.4f} of {found.in_scope:,} texts")
     if found.oos_recall is not None:
         parts.append(f"{found.oos_recall:.4f} of {found.out_of_scope:,} out-of-scope texts turned away")
+    if found.unknown:
+        few = ", ".join(found.unknown[:5]) + (", ..." if len(found.unknown) > 5 else "")
+        parts.append(f"{len(found.unknown)} categories it was not trained on: {few}")
     say(as_json, asdict(found), "; ".join(parts))
 
 

@@ -23,12 +23,14 @@ class Evaluation:
         oos_recall: share of the out-of-scope texts that were turned away; None without such texts.
         in_scope: how many texts have a category.
         out_of_scope: how many have none.
+        unknown: categories of the texts that the model was not trained on, so that it never gives them.
     """
 
     accuracy: float | None
     oos_recall: float | None
     in_scope: int
     out_of_scope: int
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def evaluations(documents: Documents) -> dict[Asked, Evaluation]:
         body = dict(document.body)
         asked = Asked(document.name, str(body.pop("version", "")), str(body.pop("digest", "")))
         try:
-            found[asked] = Evaluation(**body)
+            found[asked] = Evaluation(**body | {"unknown": tuple(body.get("unknown", ()))})
         except TypeError:  # written by another version of octavo
             log.warning("the evaluation of %s cannot be read", document.name)
     return found

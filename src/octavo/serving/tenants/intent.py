@@ -1,7 +1,8 @@
 """A customer's intent classifier over a shared embedding model, with a gate for what is out of scope.
 
 Two classifiers vote: a logistic regression on the embedding beside hashed n-grams (names, numbers, spelling), and a
-perceptron on the embedding alone. The mean of their probabilities is better than either.
+perceptron on the embedding alone. The mean of their scores is better than either; the more examples, the more the
+perceptron has to say.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ from numpy.typing import NDArray
 from octavo.errors import Invalid
 from octavo.serving.tenants.delta_file import read_delta, write_delta
 from octavo.serving.tenants.examples import OUT_OF_SCOPE
-from octavo.serving.tenants.logistic import Floats, fit_logistic, logits, softmax
+from octavo.serving.tenants.gate import fit_gate, margins
+from octavo.serving.tenants.logistic import Floats, fit_logistic, softmax
 from octavo.serving.tenants.ngrams import BUCKETS, WIDTH, count_ngrams, features, fit_frequencies
 from octavo.serving.tenants.perceptron import HIDDEN, Perceptron, fit_perceptron
 
 DELTA_FILE: Final = "intent.safetensors"
+MOST_SCORES: Final = 50_000_000
+"""Examples times categories: training keeps several matrices of that many numbers."""
 
 _NGRAM_SHARE: Final = np.float32(0.6)
 _STRENGTH: Final = 30.0
-_GATE_STRENGTH: Final = 20.0
-_FOLDS: Final = 3
-_LOST: Final = 0.005  # share of rightly classified texts that the gate may turn away
-_LOST_BLIND: Final = 0.005  # the same where nobody gave an example of what is out of scope
+_SHARE: Final = 0.5  # of the perceptron in the mean
+_SHARE_MANY: Final = 2 / 3  # the same from so many examples on
+_MANY: Final = 2000
+_CHUNK: Final = 256  # texts classified at once: the n-grams of each take 8 KiB
 
-Labels = NDArray[np.int64]
 Progress = Callable[[float], None]
 
 
@@ -58,8 +61,10 @@ class IntentHead:
         frequencies: uint8 [BUCKETS], of the n-grams.
         linear: [d + WIDTH + 1, categories].
         perceptron: its four arrays.
-        gate: [d + 1, categories + 1], the last column for out of scope; empty [0, 0] where no such example was given.
-        threshold: the least margin (with a gate) or best score of the linear part (without) that is in scope.
+        gate: [d + 1, categories] or, with a last column for out of scope, [d + 1, categories + 1]; empty [0, 0] where
+            nothing is turned away.
+        threshold: the least margin of the gate that is in scope.
+        share: of the perceptron in the mean of the scores, 0 to 1.
     """
 
     categories: tuple[str, ...]
@@ -68,6 +73,7 @@ class IntentHead:
     perceptron: Perceptron
     gate: NDArray[Any]
     threshold: float
+    share: float
 
     @property
     def dimensions(self) -> int:
@@ -76,25 +82,38 @@ class IntentHead:
 
     def predict(self, embeddings: Floats, texts: Sequence[str]) -> Prediction:
         """Classify texts by their embeddings [n, d], of unit length."""
-        linear = logits(_wide(self.linear), self._inputs(embeddings, texts))
-        hidden = Perceptron(*(_wide(each) for each in self.perceptron))
-        probabilities = (softmax(linear) + softmax(hidden.logits(embeddings))) / np.float32(2)
-        margin = _margin(logits(_wide(self.gate), embeddings)) if self.gate.size else linear.max(axis=1)
+        probabilities = np.zeros((len(texts), len(self.categories)), np.float32)
+        for start in range(0, len(texts), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            probabilities[part] = self._probabilities(embeddings[part], texts[part])
         best = probabilities.argmax(axis=1)
         labels = [
             self.categories[column] if inside else OUT_OF_SCOPE
-            for column, inside in zip(best, margin >= self.threshold, strict=True)
+            for column, inside in zip(best, self._inside(embeddings), strict=True)
         ]
-        return Prediction(labels, probabilities.max(axis=1), probabilities)
+        return Prediction(labels, probabilities.max(axis=1, initial=0), probabilities)
 
-    def _inputs(self, embeddings: Floats, texts: Sequence[str]) -> Floats:
-        return np.concatenate([embeddings, _NGRAM_SHARE * features(count_ngrams(texts), self.frequencies)], axis=1)
+    def _probabilities(self, embeddings: Floats, texts: Sequence[str]) -> Floats:
+        grams = features(count_ngrams(texts), self.frequencies)
+        used = np.flatnonzero(grams.any(axis=0))  # of one text, some fifty: the other rows are not even read from disk
+        linear = embeddings @ _wide(self.linear[: self.dimensions]) + _wide(self.linear[-1])
+        linear += (_NGRAM_SHARE * grams[:, used]) @ _wide(self.linear[self.dimensions + used])
+        hidden = Perceptron(*(_wide(each) for each in self.perceptron))
+        share = np.float32(self.share)
+        return softmax((1 - share) * linear + share * hidden.logits(embeddings))
+
+    def _inside(self, embeddings: Floats) -> NDArray[np.bool_]:
+        if not self.gate.size:
+            return np.ones(len(embeddings), bool)
+        found: NDArray[np.bool_] = margins(self.gate, embeddings, len(self.categories)) >= self.threshold
+        return found
 
     def save(self, file: Path) -> None:
         """Write it; the same head, the same bytes."""
         arrays = {"frequencies": self.frequencies, "linear": self.linear, "gate": self.gate}
         arrays |= self.perceptron._asdict()
-        write_delta(file, arrays, {"categories": list(self.categories), "threshold": self.threshold})
+        numbers = {"threshold": self.threshold, "share": self.share}
+        write_delta(file, arrays, {"categories": list(self.categories), **numbers})
 
     @classmethod
     def load(cls, file: Path) -> IntentHead:
@@ -106,28 +125,50 @@ class IntentHead:
         arrays, note = read_delta(file)
         try:
             parts = Perceptron(*(arrays[name] for name in Perceptron._fields))
-            categories = tuple(str(name) for name in note["categories"])
-            threshold = float(note["threshold"])
-            head = cls(categories, arrays["frequencies"], arrays["linear"], parts, arrays["gate"], threshold)
+            categories = tuple(str(name) for name in _listed(note["categories"]))
+            numbers = float(note["threshold"]), float(note["share"])
+            head = cls(categories, arrays["frequencies"], arrays["linear"], parts, arrays["gate"], *numbers)
             head._check()
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise Invalid(f"not a tenant's intent model: {error}", str(file), "Train the tenant again.") from None
         return head
 
     def _check(self) -> None:
+        """Raise `ValueError` where the arrays are not those of `save`."""
         wide, count = self.dimensions, len(self.categories)
+        if count < 2:
+            raise ValueError(f"it has {count} categories")
+        if not np.isfinite(self.threshold):
+            raise ValueError("its threshold is not finite")
+        if not 0 <= self.share <= 1:
+            raise ValueError("its share is not one between 0 and 1")
+        known = self.gate.shape == (wide + 1, count + 1)
         expected = {
-            "frequencies": (self.frequencies, (BUCKETS,)),
-            "linear": (self.linear, (wide + WIDTH + 1, count)),
-            "hidden": (self.perceptron.hidden, (wide, HIDDEN)),
-            "hidden_bias": (self.perceptron.hidden_bias, (HIDDEN,)),
-            "output": (self.perceptron.output, (HIDDEN, count)),
-            "output_bias": (self.perceptron.output_bias, (count,)),
-            "gate": (self.gate, (wide + 1, count + 1) if self.gate.size else (0, 0)),
+            "frequencies": (self.frequencies, np.uint8, (BUCKETS,)),
+            "linear": (self.linear, np.float16, (wide + WIDTH + 1, count)),
+            "hidden": (self.perceptron.hidden, np.float16, (wide, HIDDEN)),
+            "hidden_bias": (self.perceptron.hidden_bias, np.float16, (HIDDEN,)),
+            "output": (self.perceptron.output, np.float16, (HIDDEN, count)),
+            "output_bias": (self.perceptron.output_bias, np.float16, (count,)),
+            "gate": (self.gate, np.float16, (wide + 1, count + known) if self.gate.size else (0, 0)),
         }
-        for name, (array, shape) in expected.items():
-            if array.shape != shape:
-                raise ValueError(f"{name} has shape {list(array.shape)}, not {list(shape)}")
+        for name, (array, dtype, shape) in expected.items():
+            if array.shape != shape or array.dtype != dtype:
+                wanted = f"{np.dtype(dtype)} {list(shape)}"
+                raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, not {wanted}")
+
+
+def check_size(categories: int, examples: int) -> None:
+    """Raise `Invalid` for fewer than two categories, or for more examples and categories than are learnt at once."""
+    if categories < 2:
+        told = f"{categories} category" if categories else "no category"
+        raise Invalid(f"the examples have {told} beside {OUT_OF_SCOPE!r}", "category", "Give examples of at least two.")
+    if categories * examples > MOST_SCORES:
+        raise Invalid(
+            f"{examples:,} examples of {categories:,} categories are more than can be learnt at once",
+            "category",
+            f"Keep examples times categories below {MOST_SCORES:,}; is the right column named category?",
+        )
 
 
 def train_intents(
@@ -142,11 +183,12 @@ def train_intents(
         progress: told the share of the work done.
 
     Raises:
-        Invalid: fewer than two categories beside `oos`.
+        Invalid: fewer than two categories beside `oos`, more than can be learnt at once, or embeddings not finite.
     """
     names = sorted(set(categories) - {OUT_OF_SCOPE})
-    if len(names) < 2:
-        raise Invalid(f"the examples have {len(names)} category", "category", "Give examples of at least two.")
+    check_size(len(names), len(texts))
+    if not np.isfinite(embeddings).all():
+        raise Invalid("there are embeddings that are not finite", "embeddings", "Check the base model's answers.")
     column = {name: at for at, name in enumerate(names)} | {OUT_OF_SCOPE: len(names)}
     classes = np.array([column[name] for name in categories], np.int64)
     inside = classes < len(names)
@@ -155,58 +197,19 @@ def train_intents(
     ngrams = count_ngrams(kept)
     frequencies = fit_frequencies(ngrams)
     inputs = np.concatenate([embeddings[inside], _NGRAM_SHARE * features(ngrams, frequencies)], axis=1)
-    linear = fit_logistic(inputs, classes[inside], len(names), _STRENGTH, lambda done: report(0.4 * done))
-    perceptron = fit_perceptron(embeddings[inside], classes[inside], len(names), lambda done: report(0.4 + 0.3 * done))
-    if inside.all():
-        gate, threshold = np.zeros((0, 0), np.float16), _blind_threshold(inputs, classes, len(names))
-    else:
-        gate, threshold = _fit_gate(embeddings, classes, len(names))
+    linear = fit_logistic(inputs, classes[inside], len(names), _STRENGTH, lambda done: report(0.5 * done))
+    perceptron = fit_perceptron(embeddings[inside], classes[inside], len(names), lambda done: report(0.5 + 0.3 * done))
+    gate, threshold = fit_gate(embeddings, classes, len(names))
     report(1.0)
-    return IntentHead(
-        tuple(names), frequencies, _narrow(linear), Perceptron(*(_narrow(each) for each in perceptron)), gate, threshold
-    )
+    parts = Perceptron(*(_narrow(each) for each in perceptron))
+    share = _SHARE_MANY if len(kept) >= _MANY else _SHARE
+    return IntentHead(tuple(names), frequencies, _narrow(linear), parts, _narrow(gate), threshold, share)
 
 
-def _fit_gate(embeddings: Floats, classes: Labels, count: int) -> tuple[NDArray[Any], float]:
-    """A classifier with out of scope as one more class, and the margin that keeps nearly all texts in scope."""
-    scores = _held_out(embeddings, classes, count + 1, _GATE_STRENGTH)
-    right = (classes < count) & (scores[:, :count].argmax(axis=1) == classes)
-    threshold = float(np.quantile(_margin(scores)[right], _LOST)) if right.any() else 0.0
-    return _narrow(fit_logistic(embeddings, classes, count + 1, _GATE_STRENGTH)), threshold
-
-
-def _blind_threshold(inputs: Floats, classes: Labels, count: int) -> float:
-    """The best score that nearly all rightly classified texts reach, without examples of what is out of scope."""
-    scores = _held_out(inputs, classes, count, _STRENGTH)
-    right = scores.argmax(axis=1) == classes
-    return float(np.quantile(scores.max(axis=1)[right], _LOST_BLIND)) if right.any() else float("-inf")
-
-
-def _held_out(inputs: Floats, classes: Labels, count: int, strength: float) -> Floats:
-    """Scores [n, count] of each text by a classifier that has not seen it."""
-    folds = _folds(classes)
-    scores = np.zeros((len(inputs), count), np.float32)
-    for fold in range(_FOLDS):
-        held = folds == fold
-        if held.any() and not held.all():
-            scores[held] = logits(fit_logistic(inputs[~held], classes[~held], count, strength), inputs[held])
-    return scores
-
-
-def _folds(classes: Labels) -> Labels:
-    """The fold of each text: every class is spread evenly over them."""
-    rng = np.random.default_rng(0)
-    folds = np.zeros(len(classes), np.int64)
-    for each in np.unique(classes):
-        members = rng.permutation(np.flatnonzero(classes == each))
-        folds[members] = (np.arange(len(members)) + rng.integers(_FOLDS)) % _FOLDS
-    return folds
-
-
-def _margin(scores: Floats) -> Floats:
-    """By how much the best category beats out of scope, the last column; [n]."""
-    margin: Floats = scores[:, :-1].max(axis=1) - scores[:, -1]
-    return margin
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("its categories are no list")
+    return value
 
 
 def _wide(array: NDArray[Any]) -> Floats:

@@ -18,7 +18,7 @@ from octavo.serving.tenants.adapter import ADAPTER_FILE, train_adapter
 from octavo.serving.tenants.backend import EMBEDDING, INTENT
 from octavo.serving.tenants.evaluation import Asked, Evaluation, remember_evaluation
 from octavo.serving.tenants.examples import OUT_OF_SCOPE, Examples
-from octavo.serving.tenants.intent import DELTA_FILE, train_intents
+from octavo.serving.tenants.intent import DELTA_FILE, IntentHead, check_size, train_intents
 from octavo.serving.tenants.metadata import TenantMetadata, origin, tenant_model
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ async def train_tenant(
 
     Raises:
         NotFound: no such base.
-        Invalid: one category only, a base that gives no embeddings, or a name that cannot be a model's.
+        Invalid: one category only, too many, a base that gives no embeddings, or a name that cannot be a model's.
     """
     categories = check_examples(tenant, examples)
     found = await asyncio.to_thread(serving.repository.resolve, base)
@@ -82,14 +82,13 @@ def check_examples(tenant: str, examples: Examples) -> int:
     """Whether a tenant can be trained on them; gives the number of categories.
 
     Raises:
-        Invalid: one category only, or a name that cannot be a model's.
+        Invalid: one category only, too many, or a name that cannot be a model's.
     """
     for kind in _LEARN:
         tenant_model(tenant, kind)
     counts = Counter(name for name in examples.categories if name != OUT_OF_SCOPE)
     categories = len(counts)
-    if categories < 2:
-        raise Invalid(f"the examples have {categories} category", "category", "Give examples of at least two.")
+    check_size(categories, len(examples.texts))
     if max(counts.values()) < 2:
         raise Invalid("no category has two texts", "text", "Give at least two texts of one category; ten do well.")
     return categories
@@ -139,7 +138,9 @@ async def evaluate_tenant(serving: Serving, tenant: str, examples: Examples, pro
         NotFound: the tenant has no model.
     """
     model = tenant_model(tenant)
-    version = await asyncio.to_thread(serving.repository.choose, model)
+    resolved = await asyncio.to_thread(serving.repository.resolve, model)
+    version = resolved.version
+    known = {OUT_OF_SCOPE, *(await asyncio.to_thread(IntentHead.load, resolved.folder / DELTA_FILE)).categories}
     said: list[str] = []
     for texts in _chunks(examples.texts):
         answer = await serving.infer(InferRequest(model, _tensors(texts), version=version, outputs=("label",)))
@@ -148,9 +149,9 @@ async def evaluate_tenant(serving: Serving, tenant: str, examples: Examples, pro
     pairs = list(zip(said, examples.categories, strict=True))
     inside = [one == wanted for one, wanted in pairs if wanted != OUT_OF_SCOPE]
     outside = [one == wanted for one, wanted in pairs if wanted == OUT_OF_SCOPE]
-    found = Evaluation(_share(inside), _share(outside), len(inside), len(outside))
-    config = await asyncio.to_thread(serving.repository.config, model, version)
-    asked = Asked(model, version, config.parameters.get("examples", ""))
+    unknown = tuple(sorted(set(examples.categories) - known))
+    found = Evaluation(_share(inside), _share(outside), len(inside), len(outside), unknown)
+    asked = Asked(model, version, resolved.config.parameters.get("examples", ""))
     await asyncio.to_thread(remember_evaluation, serving.documents, asked, found)
     return found
 
