@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -749,11 +750,12 @@ def test_an_unknown_error_code_is_the_models_failure() -> None:
 
 def _workers() -> set[int]:
     """Of this process and of the servers that other tests have running."""
-    return {
-        child.pid
-        for child in psutil.Process().children(recursive=True)
-        if "octavo.serving.python_worker" in " ".join(child.cmdline())
-    }
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ends just now
+            if "octavo.serving.python_worker" in " ".join(child.cmdline()):
+                found.add(child.pid)
+    return found
 
 
 def _gone(pid: int) -> bool:
