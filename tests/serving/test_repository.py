@@ -146,7 +146,10 @@ def test_versions_of_several_backends_without_a_configuration(place: Place, sour
     (code / "model.py").write_text("class TritonPythonModel: ...")
     repository.set_label("m", "first", "1")
     repository.publish("m", code)
-    assert [repository.config("m", version).backend for version in repository.versions("m")] == ["onnxruntime", "python"]
+    assert [repository.config("m", version).backend for version in repository.versions("m")] == [
+        "onnxruntime",
+        "python",
+    ]
 
 
 def test_a_configuration_that_came_with_a_version_is_enough_when_the_others_go(
