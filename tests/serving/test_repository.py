@@ -120,6 +120,53 @@ def test_a_configuration_that_differs_belongs_to_its_version(place: Place, sourc
         repository.verify("m", version)
 
 
+def test_a_later_configuration_does_not_govern_versions_without_one(place: Place, source: Any) -> None:
+    repository = place.open()
+    repository.publish("m", source("1"))
+    first = repository.resolve("m", "1")
+    repository.set_label("m", "first", "1")
+    repository.publish("m", source("2"), ModelConfig(max_batch_size=16, parameters={"task": "text-embedding"}))
+    repository.set_label("m", "second", "2")
+    repository.publish("m", source("3"))
+    for seen in (repository, place.open()):
+        assert seen.resolve("m", "1").digest == first.digest
+        assert seen.resolve("m", "3").config.max_batch_size == 0
+        assert seen.resolve("m", "2").config.max_batch_size == 16
+        assert seen.find_same("m", source("1")) == "1"
+        assert seen.find_same("m", source("2"), ModelConfig(max_batch_size=16)) == ""
+        for version in "123":
+            seen.verify("m", version)
+
+
+def test_versions_of_several_backends_without_a_configuration(place: Place, source: Any, tmp_path: Path) -> None:
+    repository = place.open()
+    repository.publish("m", source("1"))
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "model.py").write_text("class TritonPythonModel: ...")
+    repository.set_label("m", "first", "1")
+    repository.publish("m", code)
+    assert [repository.config("m", version).backend for version in repository.versions("m")] == [
+        "onnxruntime",
+        "python",
+    ]
+
+
+def test_a_configuration_that_came_with_a_version_is_enough_when_the_others_go(
+    place: Place, source: Any, tmp_path: Path
+) -> None:
+    repository = place.open()
+    repository.publish("m", source("1"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "weights.bin").write_text("weights")
+    repository.publish("m", other, ModelConfig(backend="tenant", default_model_filename="weights.bin"))
+    repository.remove("m", "1")
+    repository = place.open()
+    assert repository.resolve("m").version == "2"
+    assert repository.config("m").backend == "tenant"
+
+
 def test_a_configuration_in_the_source_is_taken(place: Place, source: Any) -> None:
     repository = place.open()
     repository.publish("m", source("1", config_pbtxt="max_batch_size: 4"))

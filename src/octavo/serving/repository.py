@@ -4,8 +4,8 @@
     <model>/labels.json          label -> version; "default" pins what a request without version gets
     <model>/<version>/...        a version's files; the folder's name is a number without leading zero
     <model>/<version>/.octavo.json   written by `publish`: the SHA-256 of every file, checked before a load
-    <model>/<version>/config.pbtxt   written by `publish` where it differs from the model's; holds for this version,
-                                     but for `version_policy`
+    <model>/<version>/config.pbtxt   written by `publish` where it differs from the model's, or the model has versions
+                                     and none; holds for this version, but for `version_policy`
 
 Published versions are never changed. What was copied in by hand has no manifest and is taken as it is. What is not
 whole (a temporary name, a version without its model file, an unfinished upload) is never served.
@@ -237,7 +237,8 @@ class Repository:
         Args:
             name: a model, new or not.
             source_folder: copied, but for hidden files; links that leave it are refused.
-            config: default: `config.pbtxt` in the folder, else what the model already has.
+            config: default: `config.pbtxt` in the folder, else what the model already has. The first version's becomes
+                the model's; any other holds for its own version.
             version: default: the next number. A version of one's own is for copying repositories.
 
         Returns:

@@ -146,7 +146,8 @@ class FolderStore:
         finished = temporary / "version"
         while True:
             number = version or self._next(model)
-            own = self._differs(model, config)
+            present = model.exists()
+            own = present and self._differs(model, config)
             if own:
                 write_atomic(finished / CONFIG_NAME, config.encode())
             else:
@@ -154,9 +155,7 @@ class FolderStore:
             manifest = Manifest(dict(hashes) | ({CONFIG_NAME: _hash(config)} if own else {}))
             write_atomic(finished / MANIFEST, manifest.render())
             try:
-                if model.exists():
-                    if config and not own:
-                        self._first_config(model, config)
+                if present:
                     replace_folder(finished, model / number)
                 else:
                     self._place_model(model, temporary, number, config)
@@ -179,14 +178,13 @@ class FolderStore:
             raise
 
     def _differs(self, model: Path, config: str) -> bool:
-        """Whether the version needs a configuration of its own beside the model's."""
-        file = model / CONFIG_NAME
-        return bool(config) and file.is_file() and file.read_text(encoding="utf-8", errors="replace") != config
+        """Whether a version added to a model that is there needs a configuration of its own.
 
-    def _first_config(self, model: Path, config: str) -> None:
-        """Give a folder without one its configuration; `Conflict`, and another round, when a publish was faster."""
-        if not (model / CONFIG_NAME).is_file():
-            write_atomic(model / CONFIG_NAME, config.encode(), create_only=True)
+        A model without one keeps none: it would change what the versions there are.
+        """
+        file = model / CONFIG_NAME
+        same = file.is_file() and file.read_text(encoding="utf-8", errors="replace") == config
+        return bool(config) and not same
 
     def _next(self, model: Path) -> str:
         names = [entry.name for entry in model.iterdir()] if model.is_dir() else []

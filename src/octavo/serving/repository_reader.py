@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from octavo.errors import Invalid, OctavoError
 from octavo.serving.digest import MANIFEST, Files, Manifest, Stamp
-from octavo.serving.model_config import CONFIG_NAME, ModelConfig, complete, is_version
+from octavo.serving.model_config import CONFIG_NAME, ModelConfig, VersionPolicy, complete, is_version
 from octavo.serving.repository_store import LABELS, ModelStore, is_unfinished, version_files, version_numbers
 
 log = logging.getLogger("octavo.serving")
@@ -47,28 +47,46 @@ class ModelReader:
 
     def config(self, name: str, files: Files) -> ModelConfig:
         """The model's configuration, complete, with its labels; raises as `Repository.config`."""
-        inside = frozenset(file for number in version_numbers(files) for file in version_files(files, str(number)))
-        key = (files.get(CONFIG_NAME), files.get(LABELS), inside)
+        inside = _inside(files)
+        own = {number: stamp for number in version_numbers(files) if (stamp := files.get(f"{number}/{CONFIG_NAME}"))}
+        key = (files.get(CONFIG_NAME), files.get(LABELS), inside, own)
         known = self._configs.get((name, ""))
         if known is None or known[0] != key:
-            read = self.read_config(name, CONFIG_NAME, files, inside)
+            try:
+                read = self.read_config(name, CONFIG_NAME, files, inside)
+            except Invalid:
+                if CONFIG_NAME in files or not own:
+                    raise
+                newest = self.read_config(name, f"{max(own)}/{CONFIG_NAME}", files, inside)
+                read = replace(newest, version_policy=VersionPolicy())
             known = (key, replace(read, labels=self.labels(name, files)))
             self._configs[name, ""] = known
         return known[1]
 
     def version_config(self, name: str, number: str, files: Files) -> ModelConfig:
-        """The configuration of one version: its own, but with the model's labels and policy, or the model's."""
+        """The configuration of one version: its own, else the model's, else what its files tell.
+
+        Labels and version policy are always the model's.
+        """
         common = self.config(name, files)
         file = f"{number}/{CONFIG_NAME}"
-        if file not in files:
+        if file not in files and CONFIG_NAME in files:
             return common
-        key = (files[file], common)
+        inside = frozenset(version_files(files, number))
+        key = (files.get(file), common, inside)
         known = self._configs.get((name, number))
         if known is None or known[0] != key:
-            read = self.read_config(name, file, files, frozenset(version_files(files, number)))
+            read = self.read_config(name, file, files, inside) if file in files else self._told(name, files, inside)
             known = (key, replace(read, labels=common.labels, version_policy=common.version_policy))
             self._configs[name, number] = known
         return known[1]
+
+    def _told(self, name: str, files: Files, inside: Collection[str]) -> ModelConfig:
+        """What the files of a version tell; of one that is half-written, those of the others."""
+        try:
+            return self.read_config(name, CONFIG_NAME, files, inside)
+        except Invalid:
+            return self.read_config(name, CONFIG_NAME, files, _inside(files))
 
     def read_config(self, name: str, file: str, files: Files, inside: Collection[str]) -> ModelConfig:
         """A configuration file, completed by the names of a version's files; of an empty text where it is missing."""
@@ -97,6 +115,11 @@ class ModelReader:
         """What the version was published with; None for one copied in by hand."""
         file = f"{number}/{MANIFEST}"
         return Manifest.parse(self._store.read(name, file), f"{name}/{file}") if file in files else None
+
+
+def _inside(files: Files) -> frozenset[str]:
+    """The names in all version folders."""
+    return frozenset(file for number in version_numbers(files) for file in version_files(files, str(number)))
 
 
 def missing(config: ModelConfig, files: Mapping[str, Stamp]) -> str:

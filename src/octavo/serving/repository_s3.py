@@ -31,7 +31,15 @@ from octavo.errors import Conflict, Invalid, NotFound, OctavoError, Unavailable
 from octavo.serving.digest import MANIFEST, DamagedFiles, Files, HashMemory, Manifest, Stamp, hash_file
 from octavo.serving.model_config import CONFIG_NAME, check_name, is_name
 from octavo.serving.repository_folder import MAX_TEXT, list_files
-from octavo.serving.repository_store import CLAIM, Snapshot, Upload, is_model, is_published, version_numbers
+from octavo.serving.repository_store import (
+    CLAIM,
+    Snapshot,
+    Upload,
+    is_model,
+    is_published,
+    is_unfinished,
+    version_numbers,
+)
 from octavo.settings import Settings
 from octavo.storage import Objects, replace_folder, write_atomic
 from octavo.storage.atomic import readable, temporary_name
@@ -146,12 +154,11 @@ class S3Store:
             check_key(f"{check_name(name)}/1/{file}")
         with self._asking():
             number = self._claim(name, version)
-            own = self._needs_own_config(name, upload.config)
-            if own:
-                self._objects.put(f"{name}/{number}/{CONFIG_NAME}", upload.config.encode())
-                hashes[CONFIG_NAME] = hashlib.sha256(upload.config.encode()).hexdigest()
             for file in upload.files:
                 self._objects.put(f"{name}/{number}/{file}", upload.source / file)
+            if upload.config and not self._shares_config(name, upload.config):
+                self._objects.put(f"{name}/{number}/{CONFIG_NAME}", upload.config.encode())
+                hashes[CONFIG_NAME] = hashlib.sha256(upload.config.encode()).hexdigest()
             self._objects.create(f"{name}/{number}/{MANIFEST}", Manifest(hashes).render())
         self._refresh(name)
         return number
@@ -182,16 +189,19 @@ class S3Store:
             else:
                 return number
 
-    def _needs_own_config(self, name: str, config: str) -> bool:
-        """Put the first configuration at the model; whether this one differs from it and goes beside the version."""
-        if not config:
-            return False
+    def _shares_config(self, name: str, config: str) -> bool:
+        """Whether the model has this configuration; that of the first version to be whole becomes the model's.
+
+        A model with whole versions and without a configuration keeps none: it would change what those are.
+        """
         key = f"{name}/{CONFIG_NAME}"
-        try:
-            self._objects.create(key, config.encode())
-        except Conflict:
-            return self._objects.get(key) != config.encode()
-        return False
+        present = {info.key.removeprefix(f"{name}/"): Stamp(0, "") for info in self._objects.list(name)}
+        if CONFIG_NAME not in present:
+            if not all(is_unfinished(present, str(other)) for other in version_numbers(present)):
+                return False
+            with contextlib.suppress(Conflict):  # another publish was faster
+                self._objects.create(key, config.encode())
+        return self._objects.get(key) == config.encode()
 
     def _fetch(self, name: str, version: str, files: Files, manifest: Manifest | None, folder: Path) -> None:
         temporary = temporary_name(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from octavo.errors import Conflict, Invalid, ModelFailed, OctavoError
+from octavo.errors import Conflict, Invalid, ModelFailed, NotFound, OctavoError
 from octavo.serving.inference import InferRequest
 from octavo.serving.packaging.artifact import stage
 from octavo.serving.packaging.deploy import Deployer
@@ -26,6 +26,9 @@ ALL = Rollout()
 TENTH = Rollout(share=0.1)
 
 
+ABSENT = BATCHED + 'input { name: "q" data_type: TYPE_FP32 dims: [ 4 ] }\n'
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return load_settings(tmp_path / "workspace")
@@ -37,14 +40,14 @@ async def deployer(open_serving: Open, settings: Settings) -> Deployer:
 
 
 @pytest.fixture
-def staged(tmp_path: Path, settings: Settings) -> Callable[[float], str]:
+def staged(tmp_path: Path, settings: Settings) -> Callable[..., str]:
     """The digest of a staged model that multiplies by a factor."""
 
-    def make(factor: float) -> str:
+    def make(factor: float, config: str = BATCHED) -> str:
         folder = tmp_path / f"times-{factor}"
         folder.mkdir(exist_ok=True)
         (folder / "model.onnx").write_bytes(times(factor))
-        (folder / "config.pbtxt").write_text(BATCHED)
+        (folder / "config.pbtxt").write_text(config)
         return stage(folder, settings)
 
     return make
@@ -65,7 +68,7 @@ def versions(deployment: Deployment) -> tuple[str, str, str]:
     return stable, candidate, previous
 
 
-async def test_the_life_of_two_versions(deployer: Deployer, staged: Callable[[float], str]) -> None:
+async def test_the_life_of_two_versions(deployer: Deployer, staged: Callable[..., str]) -> None:
     service = deployer._service
     first = await deployer.deploy("acme", staged(2), TENTH)  # the first one has nobody to share with
     assert (versions(first), first.step) == (("1", "", ""), "done")
@@ -87,7 +90,7 @@ async def test_the_life_of_two_versions(deployer: Deployer, staged: Callable[[fl
         await deployer.promote("acme")
 
 
-async def test_a_candidate_is_taken_back(deployer: Deployer, staged: Callable[[float], str]) -> None:
+async def test_a_candidate_is_taken_back(deployer: Deployer, staged: Callable[..., str]) -> None:
     await deployer.deploy("acme", staged(2), ALL)
     await deployer.deploy("acme", staged(3), TENTH)
     assert versions(await deployer.roll_back("acme")) == ("1", "", "")
@@ -96,7 +99,7 @@ async def test_a_candidate_is_taken_back(deployer: Deployer, staged: Callable[[f
     assert labels == {"default": "1", "stable.acme": "1"}
 
 
-async def test_again_is_the_same(deployer: Deployer, staged: Callable[[float], str]) -> None:
+async def test_again_is_the_same(deployer: Deployer, staged: Callable[..., str]) -> None:
     for _ in range(2):
         await deployer.deploy("acme", staged(2), ALL)
     for _ in range(2):
@@ -105,7 +108,7 @@ async def test_again_is_the_same(deployer: Deployer, staged: Callable[[float], s
     assert deployer._service.repository.versions("acme") == ["1", "2"]
 
 
-async def test_shadow_traffic(deployer: Deployer, staged: Callable[[float], str]) -> None:
+async def test_shadow_traffic(deployer: Deployer, staged: Callable[..., str]) -> None:
     service = deployer._service
     await deployer.deploy("acme", staged(2), ALL)
     await deployer.deploy("acme", staged(3), Rollout(shadow=1.0))
@@ -116,7 +119,7 @@ async def test_shadow_traffic(deployer: Deployer, staged: Callable[[float], str]
 
 
 async def test_what_was_done_is_remembered_and_by_whom(
-    deployer: Deployer, staged: Callable[[float], str], settings: Settings
+    deployer: Deployer, staged: Callable[..., str], settings: Settings
 ) -> None:
     ann = Deployer(deployer._service, settings, "ann")
     await deployer.deploy("acme", staged(2), ALL)
@@ -138,7 +141,7 @@ async def test_what_was_done_is_remembered_and_by_whom(
 
 
 async def test_a_version_that_does_not_load_gets_no_traffic(
-    deployer: Deployer, staged: Callable[[float], str], settings: Settings, tmp_path: Path
+    deployer: Deployer, staged: Callable[..., str], settings: Settings, tmp_path: Path
 ) -> None:
     await deployer.deploy("acme", staged(2), ALL)
     broken = tmp_path / "broken"
@@ -154,8 +157,96 @@ async def test_a_version_that_does_not_load_gets_no_traffic(
     assert versions(await deployer.deploy("acme", staged(4), ALL)) == ("3", "", "1")
 
 
+async def test_a_refused_version_changes_nothing_of_one_without_a_configuration(
+    deployer: Deployer, staged: Callable[..., str], tmp_path: Path
+) -> None:
+    service = deployer._service
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "model.onnx").write_bytes(times(5))
+    service.repository.publish("acme", bare)
+    assert await factor(service) == 5
+    with pytest.raises(ModelFailed, match="version 2 does not answer, and gets no traffic"):
+        await deployer.deploy("acme", staged(3, ABSENT), ALL)
+    await service.unload("acme")
+    assert await factor(service) == 5
+    assert versions(await deployer.deploy("acme", staged(3), TENTH)) == ("1", "3", "")
+    await service.unload("acme", "1")
+    assert await factors(service) == {5, 3}
+
+
+async def test_a_first_version_that_does_not_answer_is_no_version_to_return_to(
+    deployer: Deployer, staged: Callable[..., str]
+) -> None:
+    service = deployer._service
+    with pytest.raises(ModelFailed, match="version 1 does not answer, and was taken away again"):
+        await deployer.deploy("acme", staged(2, ABSENT), ALL)
+    with pytest.raises(NotFound):
+        await factor(service)
+    assert service.repository.names() == []
+    assert versions(await deployer.get("acme")) == ("", "", "")
+    with pytest.raises(Conflict, match="no version to roll back to"):
+        await deployer.roll_back("acme")
+    assert versions(await deployer.deploy("acme", staged(3), ALL)) == ("1", "", "")
+    assert await factors(service, 5) == {3}
+    with pytest.raises(Conflict, match="no version to roll back to"):
+        await deployer.roll_back("acme")
+
+
+async def test_a_version_that_others_published_is_not_taken_away(
+    open_serving: Open, settings: Settings, staged: Callable[..., str], tmp_path: Path
+) -> None:
+    deployer = Deployer(await open_serving(settings.workspace), settings)
+    digest = staged(2, ABSENT)
+    deployer._service.repository.publish("acme", tmp_path / "times-2")
+    with pytest.raises(ModelFailed, match="version 1 does not answer, and gets no traffic"):
+        await deployer.deploy("acme", digest, ALL)
+    assert deployer._service.repository.versions("acme") == ["1"]
+    assert versions(await deployer.deploy("acme", staged(3), ALL)) == ("2", "", "")
+
+
+@pytest.mark.parametrize("point", ["label", "load", "write-2", "write-3"])
+async def test_a_first_deployment_killed_before_its_check(
+    deployer: Deployer, staged: Callable[..., str], monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    first, second = staged(2), staged(3)
+    _kill_at(deployer, monkeypatch, point)
+    with pytest.raises(Killed):
+        await deployer.deploy("acme", first, ALL)
+    monkeypatch.undo()
+    _forget_lease(deployer)
+    found = await deployer.deploy("acme", second, ALL)
+    assert (found.stable and found.stable.digest, found.previous) == (second, None)
+    assert await factors(deployer._service, 5) == {3}
+
+
+async def test_a_refused_change_stores_nothing(deployer: Deployer) -> None:
+    for refused in (
+        deployer.roll_out("nosuch", 0.5),
+        deployer.promote("nosuch"),
+        deployer.roll_back("nosuch"),
+    ):
+        with pytest.raises(NotFound, match="nothing was deployed under this name"):
+            await refused
+    with pytest.raises(OctavoError, match="no such object"):
+        await deployer.deploy("nosuch", "0" * 64, ALL)
+    assert await deployer.all() == []
+    assert deployer._service.documents.list("deployment") == []
+    with pytest.raises(NotFound, match="nothing was deployed"):
+        await deployer.get("nosuch")
+
+
+async def test_a_share_that_does_not_apply_is_said(deployer: Deployer, staged: Callable[..., str]) -> None:
+    first = await deployer.deploy("acme", staged(2), TENTH)
+    assert first.note == "the share of 10% does not apply: the first version of a name takes all of the traffic"
+    again = await deployer.deploy("acme", staged(2), Rollout(shadow=0.5))
+    assert again.note == "copies of 50% do not apply: version 1 has all of the traffic already"
+    assert (await deployer.deploy("acme", staged(3), TENTH)).note == ""
+    assert (await deployer.deploy("other", staged(3), ALL)).note == ""
+
+
 async def test_what_was_served_before_is_the_stable_one(
-    open_serving: Open, settings: Settings, staged: Callable[[float], str]
+    open_serving: Open, settings: Settings, staged: Callable[..., str]
 ) -> None:
     put(settings.workspace / "models", "acme", times(5), BATCHED)
     deployer = Deployer(await open_serving(settings.workspace), settings)
@@ -190,7 +281,7 @@ async def test_an_ensemble_is_deployed_with_its_steps(deployer: Deployer, settin
     assert await answers() == {6}
 
 
-async def test_two_at_once(deployer: Deployer, staged: Callable[[float], str]) -> None:
+async def test_two_at_once(deployer: Deployer, staged: Callable[..., str]) -> None:
     one, other = staged(2), staged(3)
     outcomes = await asyncio.gather(
         deployer.deploy("acme", one, ALL), deployer.deploy("acme", other, ALL), return_exceptions=True
@@ -202,10 +293,10 @@ async def test_two_at_once(deployer: Deployer, staged: Callable[[float], str]) -
     assert (found.step, versions(found), found.lease) == ("done", ("1", "", ""), None)
 
 
-async def test_a_turn_ends(deployer: Deployer, staged: Callable[[float], str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_turn_ends(deployer: Deployer, staged: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A holder on another machine that is never heard of again keeps others away for as long as its lease says."""
     digest = staged(2)
-    record, revision = deployer._records.claim("acme")
+    record, revision = deployer._records.claim("acme", new=True)
     assert record.lease is not None
     away = record.model_copy(update={"lease": record.lease.model_copy(update={"host": "elsewhere"})})
     deployer._records._put(away, revision)
@@ -225,7 +316,7 @@ POINTS = ("publish", "write-2", "label", "load", "write-3", "write-4", "declare"
 
 @pytest.mark.parametrize("point", POINTS)
 async def test_killed_at_any_step(
-    deployer: Deployer, staged: Callable[[float], str], monkeypatch: pytest.MonkeyPatch, point: str
+    deployer: Deployer, staged: Callable[..., str], monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     await deployer.deploy("acme", staged(2), ALL)
     service, digest = deployer._service, staged(3)
@@ -244,7 +335,7 @@ async def test_killed_at_any_step(
 
 @pytest.mark.parametrize("point", ["label", "declare", "unlabel", "write-2"])
 async def test_a_promotion_killed_at_any_step(
-    deployer: Deployer, staged: Callable[[float], str], monkeypatch: pytest.MonkeyPatch, point: str
+    deployer: Deployer, staged: Callable[..., str], monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     await deployer.deploy("acme", staged(2), ALL)
     await deployer.deploy("acme", staged(3), TENTH)

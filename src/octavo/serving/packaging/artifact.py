@@ -29,11 +29,24 @@ _ENDINGS = (".tar.gz", ".tgz", ".tar")
 
 @dataclass(frozen=True, slots=True)
 class PublishedArtifact:
-    """The artifact's models as versions of the repository, the model clients ask, and whether any version is new."""
+    """The artifact's models as versions of the repository.
+
+    Attributes:
+        main: the model clients ask.
+        versions: by model.
+        added: the models whose version is new.
+        founded: those of them that are new altogether.
+    """
 
     main: str
     versions: dict[str, str]
-    new: bool
+    added: tuple[str, ...] = ()
+    founded: tuple[str, ...] = ()
+
+    @property
+    def new(self) -> bool:
+        """Whether any version is."""
+        return bool(self.added)
 
 
 def publish_artifact(repository: Repository, source: str, settings: Settings, name: str = "") -> PublishedArtifact:
@@ -56,15 +69,17 @@ def publish_artifact(repository: Repository, source: str, settings: Settings, na
 def publish_models(repository: Repository, artifact: Artifact) -> PublishedArtifact:
     """Publish an artifact's models; ensembles ask the very versions of their steps that came with them."""
     versions: dict[str, str] = {}
-    new = False
+    added: list[str] = []
+    known = set(repository.names())
     for model in artifact.models:
         config = _pinned(model, versions)
         version = repository.find_same(model.name, model.folder, config)
         if not version:
             version = repository.publish(model.name, model.folder, config)
-            new = True
+            added.append(model.name)
         versions[model.name] = version
-    return PublishedArtifact(artifact.main, versions, new)
+    founded = tuple(name for name in added if name not in known)
+    return PublishedArtifact(artifact.main, versions, tuple(added), founded)
 
 
 def _pinned(model: FoundModel, versions: dict[str, str]) -> ModelConfig | None:

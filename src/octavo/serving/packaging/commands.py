@@ -46,7 +46,7 @@ def package(
 def deploy(
     source: Annotated[str, typer.Argument(help="A package, model.tar.gz, Triton repository, folder, or s3://...")],
     name: Annotated[str, typer.Option(help="Endpoint; default: {tenant}-{kind} of the metadata, else the name.")] = "",
-    share: Annotated[str, typer.Option(help="Of the traffic for the new version, as 0.1 or 10%; default: all.")] = "",
+    share: Annotated[str, typer.Option(help="Of the traffic for a later version, as 0.1 or 10%; default: all.")] = "",
     shadow: Annotated[str, typer.Option(help="Of the requests copied to it instead; answers go to nobody.")] = "",
     workspace: Workspace = None,
     as_json: AsJson = False,
@@ -190,7 +190,11 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _sentence(row: dict[str, Any]) -> str:
-    """What a deployment is now, in words."""
+    """What a deployment is now, in words, and what of the wish does not apply."""
+    return _traffic(row) + (f"\n{row['note']}" if row["note"] else "")
+
+
+def _traffic(row: dict[str, Any]) -> str:
     said = f"{row['name']}: {_release(row['stable'])} answers"
     if row["candidate"] and row["shadow"]:
         return f"{said}; {_release(row['candidate'])} gets copies of {row['shadow']:.0%}"

@@ -19,8 +19,8 @@ import orjson
 from octavo.errors import Conflict, Invalid, ModelFailed, NotFound, OctavoError, Unavailable
 from octavo.serving.inference import InferRequest, ModelMetadata
 from octavo.serving.model_config import DEFAULT_LABEL
-from octavo.serving.packaging.artifact import PublishedArtifact, open_staged, publish_models
-from octavo.serving.packaging.deployment import Action, Deployment, Deployments, Release
+from octavo.serving.packaging.artifact import open_staged, publish_models
+from octavo.serving.packaging.deployment import Action, Deployment, Deployments, Pending, Release
 from octavo.serving.packaging.layout import Artifact
 from octavo.serving.packaging.spec import Rollout
 from octavo.serving.question import read_tensors, text_tensors
@@ -68,22 +68,30 @@ class Deployer:
             ModelFailed: the version does not load or answer; the traffic is as it was.
             Invalid: the package is refused.
         """
-        async with self._turn(name) as turn:
+        async with self._turn(name, new=True) as turn:
+            await self._forget_pending(turn)
             async with _opened(digest, self._settings, name) as artifact:
                 if permit is not None:
                     for model in artifact.models:
                         permit(model.name)
-                await self._adopt(turn, artifact)
+                stable = await self._adopt(turn.record, artifact)
                 published = await asyncio.to_thread(publish_models, self._service.repository, artifact)
-                release = Release(main=published.main, versions=published.versions, digest=digest)
-                await turn.write(action="deploy", step="published", pending=release, error="", by=self._by)
+                pending = Pending(
+                    main=published.main,
+                    versions=published.versions,
+                    digest=digest,
+                    added=published.added,
+                    founded=published.founded,
+                )
+                step = {"action": "deploy", "step": "published", "error": "", "note": "", "by": self._by}
+                await turn.write(stable=stable, pending=pending, **step)
                 await self._label(turn.record)
-                await self._check(turn, release, artifact, published)
+                await self._check(turn, pending.release, artifact.check)
             await turn.write(step="checked")
             rollout = wanted if wanted != Rollout() else artifact.rollout
             shadow = rollout.shadow or 0.0
             share = rollout.share if rollout.share is not None else (0.0 if shadow else 1.0)
-            await self._route(turn, turn.record.routed(release, share, shadow), "deploy")
+            await self._route(turn, turn.record.routed(pending.release, share, shadow), "deploy")
             return turn.record
 
     async def roll_out(self, name: str, share: float) -> Deployment:
@@ -91,6 +99,7 @@ class Deployer:
 
         Raises:
             Conflict: there is no candidate.
+            NotFound: nothing was deployed under this name; so for the other changes.
         """
         if not 0 <= share <= 1:
             raise Invalid(f"not a share: {share:g}", name, "Give 0 to 1, or 0% to 100%.")
@@ -116,9 +125,9 @@ class Deployer:
             return turn.record
 
     @asynccontextmanager
-    async def _turn(self, name: str) -> AsyncIterator[_Turn]:
+    async def _turn(self, name: str, *, new: bool = False) -> AsyncIterator[_Turn]:
         """The lease of a name; ends what another left half-way first, and lets go whatever happens."""
-        turn = _Turn(self._records, *await asyncio.to_thread(self._records.claim, name))
+        turn = _Turn(self._records, *await asyncio.to_thread(self._records.claim, name, new=new))
         try:
             if turn.record.step == "routing":
                 await self._apply(turn, turn.record)
@@ -127,19 +136,22 @@ class Deployer:
         finally:
             await asyncio.shield(turn.let_go())
 
-    async def _adopt(self, turn: _Turn, artifact: Artifact) -> None:
-        """Take what is served under the name for the stable release, and hold every model at its present version."""
+    async def _adopt(self, record: Deployment, artifact: Artifact) -> Release | None:
+        """Hold every model at its present version; the stable release: where there is none yet, what is served.
+
+        What does not load serves nobody, so nobody would want it back.
+        """
         repository = self._service.repository
         for model in artifact.models:
             present = await self._served(model.name)
             labels = await asyncio.to_thread(repository.labels, model.name) if present else {}
             if present and DEFAULT_LABEL not in labels:
                 await self._service.set_label(model.name, DEFAULT_LABEL, present)
-        if turn.record.stable is not None:
-            return
+        if record.stable is not None:
+            return record.stable
         main, version = artifact.main, ""
         try:
-            endpoint, _ = await self._service.endpoints.get(turn.record.name)
+            endpoint, _ = await self._service.endpoints.get(record.name)
         except NotFound:
             pass  # a new name: what the model itself answers with is the stable version, if it is there
         else:
@@ -150,8 +162,15 @@ class Deployer:
                     "Remove it, or deploy under another --name.",
                 )
             main, version = endpoint.live[0].model, endpoint.live[0].version
-        if found := await self._served(main, version):
-            await turn.write(stable=Release(main=main, versions={main: found}))
+        found = await self._served(main, version)
+        if not found:
+            return None
+        try:
+            await self._service.load(main, found)
+        except OctavoError as error:
+            log.info("%s/%s is not what a roll-back returns to, it does not load: %s", main, found, error)
+            return None
+        return Release(main=main, versions={main: found})
 
     async def _served(self, model: str, version: str = "") -> str:
         """The version a model answers with; empty when it is not there or none of its versions is whole."""
@@ -160,29 +179,57 @@ class Deployer:
         except (NotFound, Unavailable):
             return ""
 
-    async def _check(self, turn: _Turn, release: Release, artifact: Artifact, published: PublishedArtifact) -> None:
+    async def _check(self, turn: _Turn, release: Release, check: Mapping[str, Any]) -> None:
         """Load the release and ask it something; when it fails, the record says why and the traffic is as it was."""
         try:
             await self._service.load(release.main, release.version)
             metadata = await self._service.metadata(release.main, release.version)
             task = self._service.repository.config(release.main, release.version).parameters.get("task", "")
-            question = _question(artifact.check, metadata, task)
+            question = _question(check, metadata, task)
             if question:
                 await self._service.infer(InferRequest(release.main, question, release.version))
         except OctavoError as error:
-            failed = turn.record.model_copy(update={"pending": None, "error": str(error)})
+            removed = await self._forget_pending(turn)
+            failed = turn.record.model_copy(update={"error": str(error)})
             await turn.replace(failed.ended("failed", time.time()))
-            await self._unlabel(turn.record, release.versions)
+            became = "was taken away again" if release.main in removed else "gets no traffic"
+            before = "; what was served before goes on." if turn.record.stable else "."
             raise ModelFailed(
-                f"version {release.version} does not answer, and gets no traffic: {error.what}",
+                f"version {release.version} does not answer, and {became}: {error.what}",
                 error.where or release.main,
-                error.fix or "Correct it and deploy again; what was served before goes on.",
+                error.fix or f"Correct it and deploy again{before}",
             ) from error
+
+    async def _forget_pending(self, turn: _Turn) -> list[str]:
+        """Let go what was published and never answered; the models of which a version was removed.
+
+        Such a version stays where it is, unless requests without a version would get it, as a new model's only one.
+        """
+        pending = turn.record.pending
+        if pending is None:
+            return []
+        await self._unlabel(turn.record.model_copy(update={"pending": None}), pending.versions)
+        removed = [model for model in pending.added if await self._remove_default(pending, model)]
+        await turn.write(pending=None)
+        return removed
+
+    async def _remove_default(self, pending: Pending, model: str) -> bool:
+        """Remove a version that came with a release, if its model answers with it by default and no label wants it."""
+        repository, version = self._service.repository, pending.versions[model]
+        if await self._served(model) != version:
+            return False
+        if version in (await asyncio.to_thread(repository.labels, model)).values():
+            return False
+        alone = await asyncio.to_thread(repository.availability, model) == {version: ""}
+        await self._service.remove(model, "" if alone and model in pending.founded else version)
+        return True
 
     async def _route(self, turn: _Turn, wanted: Deployment, action: Action) -> None:
         """Record what is wanted, then make the labels and the endpoint so."""
-        before = turn.record
-        await turn.replace(wanted.model_copy(update={"action": action, "step": "routing", "error": "", "by": self._by}))
+        before, note = turn.record, wanted.note if action == "deploy" else ""
+        await turn.replace(
+            wanted.model_copy(update={"action": action, "step": "routing", "error": "", "note": note, "by": self._by})
+        )
         await self._apply(turn, before)
 
     async def _apply(self, turn: _Turn, before: Deployment) -> None:

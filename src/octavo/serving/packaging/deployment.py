@@ -51,6 +51,23 @@ class Release(_Part):
         return other is not None and (self.main, self.versions) == (other.main, other.versions)
 
 
+class Pending(Release):
+    """A release that was not asked anything yet.
+
+    Attributes:
+        added: the models whose version came with it; the others had it already.
+        founded: those of them that did not exist before.
+    """
+
+    added: tuple[str, ...] = ()
+    founded: tuple[str, ...] = ()
+
+    @property
+    def release(self) -> Release:
+        """The release it becomes when it answers."""
+        return Release(main=self.main, versions=self.versions, digest=self.digest)
+
+
 class Event(_Part):
     """One change as it ended: when (seconds since 1970), what, by whom, and what the traffic was then.
 
@@ -109,7 +126,8 @@ class Deployment(_Part):
         stable: takes the traffic, or what the candidate leaves of it.
         candidate: takes `share` of the traffic, or copies of `shadow` of it.
         previous: what a roll-back returns to when there is no candidate.
-        pending: published, and not yet checked.
+        pending: published, and not yet checked; all others were.
+        note: what was asked for and does not apply.
         by: who asked for the last change; empty for whoever has the machine.
         history: the last changes that ended, the newest last.
     """
@@ -120,13 +138,19 @@ class Deployment(_Part):
     stable: Release | None = None
     candidate: Release | None = None
     previous: Release | None = None
-    pending: Release | None = None
+    pending: Pending | None = None
     share: float = Field(0.0, ge=0, le=1)
     shadow: float = Field(0.0, ge=0, le=1)
     error: str = ""
+    note: str = ""
     by: str = ""
     history: tuple[Event, ...] = ()
     lease: Lease | None = None
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing was ever deployed: what a refused change of a new name leaves."""
+        return not self.history and not any(True for _ in self.releases())
 
     def releases(self) -> Iterator[tuple[str, Release]]:
         """Every release that must stay served, by what it is."""
@@ -149,8 +173,13 @@ class Deployment(_Part):
     def routed(self, release: Release, share: float, shadow: float) -> Deployment:
         """With a release that takes a share, copies, or (the first one, and a share of 1) everything."""
         if release.same(self.stable):
-            return self.model_copy(update={"candidate": None, "share": 0.0, "shadow": 0.0, "pending": None})
-        if self.stable is None or (share >= 1 and not shadow):
+            note = _unmet(share, shadow, f"version {release.version} has all of the traffic already")
+            cleared = {"candidate": None, "share": 0.0, "shadow": 0.0, "pending": None, "note": note}
+            return self.model_copy(update=cleared)
+        if self.stable is None:
+            note = _unmet(share, shadow, "the first version of a name takes all of the traffic")
+            return self._with_stable(release, None).model_copy(update={"note": note})
+        if share >= 1 and not shadow:
             return self._with_stable(release, self.stable)
         update = {"candidate": release, "share": 0.0 if shadow else share, "shadow": shadow, "pending": None}
         return self.model_copy(update=update)
@@ -196,6 +225,13 @@ class Deployment(_Part):
         return self.model_copy(update=cleared | {"stable": release, "previous": before})
 
 
+def _unmet(share: float, shadow: float, why: str) -> str:
+    """What to say of a share or copies that do not apply; nothing of all of the traffic."""
+    if shadow:
+        return f"copies of {shadow:.0%} do not apply: {why}"
+    return f"the share of {share:.0%} does not apply: {why}" if share < 1 else ""
+
+
 def _named(release: Release | None) -> str:
     return f"{release.main}@{release.version}" if release else ""
 
@@ -220,7 +256,8 @@ class Deployments:
 
     def all(self) -> list[Deployment]:
         """Every one, by name."""
-        return [_read(document) for document in self._documents.list(KIND)]
+        found = [_read(document) for document in self._documents.list(KIND)]
+        return [deployment for deployment in found if not deployment.is_blank]
 
     def get(self, name: str) -> Deployment:
         """One.
@@ -228,14 +265,25 @@ class Deployments:
         Raises:
             NotFound: nothing was deployed under this name.
         """
-        return _read(self._documents.get(KIND, name))
+        try:
+            found = _read(self._documents.get(KIND, name))
+        except NotFound:
+            raise _unknown(name) from None
+        if found.is_blank:
+            raise _unknown(name)
+        return found
 
-    def claim(self, name: str) -> tuple[Deployment, int]:
-        """Take the lease of a name; the record, a new one where there was none, and its revision.
+    def claim(self, name: str, *, new: bool = False) -> tuple[Deployment, int]:
+        """Take the lease of a name; the record and its revision.
+
+        Args:
+            name: of the deployment.
+            new: whether one that is not there is made; nothing stays of it when it is given back as it is.
 
         Raises:
             Conflict: somebody else works on it.
             Invalid: the name is too long.
+            NotFound: nothing was deployed under this name, and it is not to be made.
         """
         if len(name) > MAX_NAME:
             raise Invalid(
@@ -248,6 +296,8 @@ class Deployments:
             found, revision = Deployment(name=name), 0
         if found.lease is not None and found.lease.held:
             raise _busy(name, found.lease)
+        if found.is_blank and not new:
+            raise _unknown(name)
         return self.write(found, revision)
 
     def write(self, deployment: Deployment, revision: int) -> tuple[Deployment, int]:
@@ -260,7 +310,11 @@ class Deployments:
         return held, self._put(held, revision)
 
     def release(self, deployment: Deployment, revision: int) -> Deployment:
-        """Write for the last time and let go; raises as `write`."""
+        """Write for the last time and let go, or forget a record that says nothing; raises as `write`."""
+        if deployment.is_blank:
+            self.write(deployment, revision)  # with the lease, so that nobody else begins before it is gone
+            self._documents.delete(KIND, deployment.name)
+            return deployment.model_copy(update={"lease": None})
         free = deployment.model_copy(update={"lease": None})
         self._put(free, revision)
         return free
@@ -273,6 +327,10 @@ class Deployments:
             raise Conflict(
                 "somebody else deploys to this name now", deployment.name, "Wait until that is done, then try again."
             ) from None
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound("nothing was deployed under this name", name, "List the deployments: octavo models deployments")
 
 
 def _busy(name: str, lease: Lease) -> Conflict:
