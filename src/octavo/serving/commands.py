@@ -240,7 +240,10 @@ async def _pair_here(settings: Settings, *given: str) -> dict[str, Any]:
 def infer(
     name: Name,
     text: Annotated[list[str] | None, typer.Option(help="A text to embed; may be given again.")] = None,
-    inputs: Annotated[Path | None, typer.Option(help="JSON file: {input name: nested lists}; numbers are taken as the model's datatype.")] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(help="JSON file: {input name: nested lists}; numbers are taken as the model's datatype."),
+    ] = None,
     input_type: Annotated[str, typer.Option(help="query or document, where the model tells them apart.")] = "",
     workspace: Workspace = None,
     as_json: AsJson = False,
@@ -297,9 +300,7 @@ def server(workspace: Path | None) -> Client:
     return client
 
 
-async def _infer_here(
-    settings: Settings, name: str, question: Question, parameters: dict[str, Any]
-) -> dict[str, Any]:
+async def _infer_here(settings: Settings, name: str, question: Question, parameters: dict[str, Any]) -> dict[str, Any]:
     from octavo.serving.inference import InferRequest
     from octavo.serving.service import Serving
 

@@ -23,7 +23,9 @@ T = TypeVar("T")
 app = typer.Typer(help="Tenants: a model of one's own for each customer, on a base they share.", no_args_is_help=True)
 
 Tenant = Annotated[str, typer.Argument(help="The customer's name.")]
-Examples = Annotated[Path, typer.Option(help="CSV with the columns text and category (or label, or intent); 'oos' means out of scope.")]
+Examples = Annotated[
+    Path, typer.Option(help="CSV with the columns text and category (or label, or intent); 'oos' means out of scope.")
+]
 
 
 @app.command()

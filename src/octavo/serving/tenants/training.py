@@ -90,7 +90,9 @@ def check_examples(tenant: str, examples: Examples) -> int:
     categories = len(counts)
     check_size(categories, len(examples.texts))
     if max(counts.values()) < 2:
-        raise Invalid("no category has two texts", examples.source, "Give at least two texts of one category; ten do well.")
+        raise Invalid(
+            "no category has two texts", examples.source, "Give at least two texts of one category; ten do well."
+        )
     return categories
 
 

@@ -43,7 +43,8 @@ def list_rules(workspace: Workspace = None, as_json: AsJson = False) -> None:
 def add(
     name: Name,
     model: Annotated[
-        list[str] | None, typer.Option(help="A model or endpoint, or a pattern with *; may come again. With --predict: all.")
+        list[str] | None,
+        typer.Option(help="A model or endpoint, or a pattern with *; may come again. With --predict: all."),
     ] = None,
     cron: Annotated[str | None, typer.Option(help="When, as '0 8 * * 1-5'.", show_default="0 * * * *")] = None,
     keep: Annotated[int | None, typer.Option(help="Minutes to keep them from then on.", show_default="60")] = None,
