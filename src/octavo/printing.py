@@ -14,6 +14,8 @@ import typer
 _NUMBER = re.compile(r"[-+]?[\d.,]*%?")
 _NARROWEST = 12
 """Characters that a column of names keeps where it is broken."""
+_SENTENCE = 20
+"""Characters that a column of sentences keeps."""
 
 
 def print_json(value: Any) -> None:
@@ -32,8 +34,8 @@ def say(as_json: bool, facts: Any, sentence: str) -> None:
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output. Columns that no row fills are left out.
 
-    Sentences wrap between words. Numbers are never broken, nor is the first column: it is a name. Other names are broken
-    on a terminal only, and only when the whole does not fit otherwise; where it does not fit even so, lines are longer.
+    Sentences wrap between words. Numbers are never broken, nor is the first column: it is a name. Other names are
+    broken on a terminal only, when the whole does not fit otherwise; where it does not fit even so, lines are longer.
 
     Args:
         titles: of the columns.
@@ -61,11 +63,7 @@ def _fit(titles: Sequence[str], columns: Sequence[Sequence[str]], room: int, may
     from rich.cells import cell_len
 
     wide = [max(map(cell_len, [title, *column])) for title, column in zip(titles, columns, strict=True)]
-    words = [
-        [word for cell in [title, *column] for word in cell.split()]
-        for title, column in zip(titles, columns, strict=True)
-    ]
-    least = [max(map(cell_len, each), default=1) for each in words]
+    least = [_least(title, column) for title, column in zip(titles, columns, strict=True)]
     least[0] = wide[0]
     gap = 2 if sum(least) + 2 * (len(least) - 1) <= room else 1
     room -= gap * (len(least) - 1)
@@ -79,6 +77,15 @@ def _fit(titles: Sequence[str], columns: Sequence[Sequence[str]], room: int, may
         widest = max((at for at in range(len(wide)) if wide[at] > least[at]), key=lambda at: wide[at])
         wide[widest] -= 1
     return wide, gap
+
+
+def _least(title: str, column: Sequence[str]) -> int:
+    """The narrowest that a column can be without a broken word, or a sentence one word wide."""
+    from rich.cells import cell_len
+
+    words = max((cell_len(word) for text in (title, *column) for word in text.split()), default=1)
+    longest = max(map(cell_len, column), default=0)
+    return max(words, min(longest, _SENTENCE))
 
 
 @contextmanager

@@ -318,7 +318,7 @@ def _question(text: list[str] | None, file: Path | None) -> Question:
 
     if text and file is None:
         tensors = text_tensors(text)
-        return lambda declared: tensors
+        return lambda _: tensors
     if text or file is None:
         raise Invalid(
             "give either texts or a file", "octavo models infer", "Use --text 'hello', or --inputs FILE.json."
