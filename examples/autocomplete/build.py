@@ -45,10 +45,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="gets the version's files; publish it with octavo models publish")
     given = parser.parse_args()
     texts = read_texts(given.csv)
-    given.folder.mkdir(parents=True, exist_ok=True)
-    NextWords.count(texts).save(given.folder)
-    for name in ("model.py", "next_words.py"):
-        shutil.copyfile(Path(__file__).with_name(name), given.folder / name)
+    try:
+        given.folder.mkdir(parents=True, exist_ok=True)
+        NextWords.count(texts).save(given.folder)
+        for name in ("model.py", "next_words.py"):
+            shutil.copyfile(Path(__file__).with_name(name), given.folder / name)
+    except OSError as error:
+        sys.exit(f"{given.folder} cannot be written: {error.strerror}")
     print(f"{len(texts):,} texts; now: octavo models publish NAME {given.folder}")
 
 

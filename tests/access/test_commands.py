@@ -69,7 +69,10 @@ def test_a_key_is_shown_once_and_ends(workspace: Path) -> None:
     assert secret.startswith(f"octavo_{key['prefix']}_")
     assert (key["label"], key["revoked"]) == ("notebook", None)
     assert key["prefix"] in run(workspace, "keys", "ann")
-    asked(workspace, "key-revoke", key["prefix"])
+    pair = asked(workspace, "aws-credentials", key["prefix"])
+    assert asked(workspace, "aws-credentials", f"octavo_{key['prefix']}") == pair
+    assert asked(workspace, "aws-credentials", secret) == pair
+    asked(workspace, "key-revoke", f"octavo_{key['prefix']}")
     assert asked(workspace, "keys", "ann")["keys"][0]["revoked"]
 
 

@@ -170,3 +170,11 @@ def test_files_that_are_none(tmp_path: Path, content: bytes, says: str) -> None:
 
 def test_no_file_at_all(tmp_path: Path) -> None:
     assert "cannot be read" in build(tmp_path / "none.csv", tmp_path / "out").stderr
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text\nwhere is my order\n")
+    done = build(texts, texts / "below a file")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "cannot be written" in done.stderr

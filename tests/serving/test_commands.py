@@ -39,8 +39,10 @@ def test_without_a_server(tiny_repository: Path, tmp_path: Path) -> None:
     assert {(row["name"], row["version"]) for row in rows} >= {("double", "1"), ("fixed", "1")}
     found = run(tiny_repository, "models", "infer", "double", "--inputs", str(asked))
     assert found == {"y": [[2, 5, 6, 8]]}
+    whole = write(tmp_path, {"x": [[1, 2, 3, 4]]})  # taken as the model's FP32
+    assert run(tiny_repository, "models", "infer", "double", "--inputs", str(whole)) == {"y": [[2, 4, 6, 8]]}
     shown = octavo("models", "infer", "double", "--inputs", str(asked), "--workspace", str(tiny_repository))
-    assert shown.stdout == "y float32 [1, 4]: 2, 5, 6, 8\n"
+    assert shown.stdout == "y FP32 [1, 4]: 2, 5, 6, 8\n"
     found = run(tiny_repository, "models", "infer", "words", "--inputs", str(write(tmp_path, {"text": [["日本"]]})))
     assert found == {"same": [["日本"]]}
     assert "no server is running" in refused(tiny_repository, "models", "load", "double")
@@ -208,6 +210,43 @@ def test_tensors_as_people_write_them(raw: str, dtype: str, value: list[Any]) ->
 def test_what_is_no_tensor_is_said(raw: str) -> None:
     with pytest.raises(Invalid):
         read_tensors(raw, "here")
+
+
+@pytest.mark.parametrize(
+    ("raw", "dtype"),
+    [
+        ('{"x": [1, 2]}', "float32"),
+        ('{"x": {"data": [1]}}', "float32"),
+        ('{"x": {"datatype": "INT8", "data": [1]}}', "int8"),
+        ('{"x": ["a"]}', "object"),
+        ('{"x": [true]}', "bool"),
+        ('{"y": [1]}', "int64"),
+        ('{"z": [1]}', "int64"),
+    ],
+)
+def test_numbers_are_taken_as_the_model_declares(raw: str, dtype: str) -> None:
+    [array] = read_tensors(raw, "here", {"x": "FP32", "z": "BYTES"}).values()
+    assert str(array.dtype) == dtype
+    with pytest.raises(Invalid, match="INT64"):
+        read_tensors('{"x": [1.5]}', "here", {"x": "INT64"})
+
+
+def test_messages_say_what_to_do_next(tiny_repository: Path, tmp_path: Path) -> None:
+    assert "octavo models ls" in refused(tiny_repository, "models", "infer", "nothing", "--text", "a")
+    assert "Name a JSON file" in refused(tiny_repository, "models", "infer", "double", "--inputs", "nowhere.json")
+    assert "Name the folder" in refused(tiny_repository, "models", "publish", "x", str(tmp_path / "nowhere"))
+    assert "neither a folder nor a hub id" in refused(tiny_repository, "models", "add", "nosuch")
+    lost = tmp_path / "nowhere" / "x.csv"
+    assert "no such folder" in refused(tiny_repository, "costs", "--csv", str(lost))
+    assert not lost.parent.exists()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert str(empty) in octavo("models", "ls", "--workspace", str(empty)).stdout
+    examples = tmp_path / "examples.csv"
+    examples.write_text("text,intent\na,one\n")
+    told = refused(tiny_repository, "tenants", "eval", "nobody", "--examples", str(examples))
+    assert "no tenant 'nobody'" in told
+    assert "octavo tenants ls" in told
 
 
 def test_texts_as_tensors() -> None:

@@ -27,6 +27,7 @@ from octavo.settings import load_settings
 
 from .conftest import CONFIG, Open, write_checkpoint
 from .live import Up, octavo, octavo_up
+from .served_models import put, times
 
 TEXTS = ["a b c", "d e", "f"]
 
@@ -163,7 +164,10 @@ async def test_what_makes_no_pair(
 ) -> None:
     monkeypatch.setitem(CONFIG, "hidden_size", 16)
     add(encoders, "narrow", write_checkpoint(tmp_path / "narrow"))
+    put(encoders / "models", "double", times(2))
     serving = await open_serving(encoders)
+    with pytest.raises(Invalid, match="no text-embedding model: it takes x and gives y"):
+        await publish_pair(serving, "search", "asks", "double")
     with pytest.raises(Invalid, match="asks gives vectors of 32 numbers, narrow of 16"):
         await publish_pair(serving, "search", "asks", "narrow")
     with pytest.raises(Invalid, match="cannot be its own encoder"):
@@ -214,9 +218,11 @@ async def test_an_encoder_with_a_word_before_queries_and_documents(
         np.testing.assert_allclose(await vectors(serving, text_request("e5", input_type=kind)), wanted, atol=1e-5)
     with pytest.raises(Invalid, match="unknown input_type 'image'"):
         await serving.infer(text_request("e5", input_type="image"))
-    # An encoder that makes no difference takes any word for it.
+    # An encoder that makes no difference takes either, and no other word.
     plain = await vectors(serving, text_request("asks"))
-    np.testing.assert_allclose(await vectors(serving, text_request("asks", input_type="image")), plain, atol=1e-6)
+    np.testing.assert_allclose(await vectors(serving, text_request("asks", input_type="query")), plain, atol=1e-6)
+    with pytest.raises(Invalid, match="unknown input_type 'image'"):
+        await serving.infer(text_request("asks", input_type="image"))
     # In a pair the encoders get the type too.
     await publish_pair(serving, "search", "e5", "says")
     wanted = await vectors(serving, text_request("e5", input_type="query"))

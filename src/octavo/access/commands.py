@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from octavo.access.tokens import named_prefix
 from octavo.printing import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ Workspace = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 Name = Annotated[str, typer.Argument(help="The user's name.")]
 Holder = Annotated[str, typer.Argument(help="A user's name, or group:NAME.")]
+Key = Annotated[str, typer.Argument(help="The key's prefix, as `keys` lists it or with octavo_ before it.")]
 Pattern = Annotated[str, typer.Option("--on", help="Resources, such as '*', 'models/*', 'models/acme-*'.")]
 FromStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
 
@@ -196,24 +198,25 @@ def key_add(
 
 @app.command("aws-credentials")
 def aws_credentials(
-    prefix: Annotated[str, typer.Argument(help="The key as `keys` lists it.")],
+    key: Key,
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what AWS's clients sign with in place of an API key, as lines of their credentials file."""
     with _access(workspace) as access:
-        found = access.aws_credentials(prefix)
+        found = access.aws_credentials(named_prefix(key))
     lines = f"aws_access_key_id = {found.access_key_id}\naws_secret_access_key = {found.secret_access_key}"
     say(as_json, asdict(found), lines)
 
 
 @app.command("key-revoke")
 def key_revoke(
-    prefix: Annotated[str, typer.Argument(help="The key as `keys` lists it.")],
+    key: Key,
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
     """End an API key; a running server stops taking it within 10 seconds."""
+    prefix = named_prefix(key)
     with _access(workspace) as access:
         access.revoke_key(prefix)
     say(as_json, {"revoked": prefix}, f"Revoked {prefix}.")

@@ -27,6 +27,11 @@ def prefix_of(token: str) -> str:
     return match[1] if match else ""
 
 
+def named_prefix(text: str) -> str:
+    """The prefix that a person names a key by: as it is, after `octavo_`, or with the whole key."""
+    return prefix_of(text) or text.removeprefix("octavo_")
+
+
 def digest(token: str) -> str:
     """What is kept of a token. It has 256 random bits, so a plain fast hash is enough."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()

@@ -9,6 +9,16 @@ from octavo.errors import OctavoError
 from octavo.serving.inference import InferRequest
 from octavo.serving.repository import ModelVersion
 from octavo.serving.tensors import Tensors, TensorSpec
+from octavo.settings import Settings
+
+
+def allow_code_fix(settings: Settings) -> str:
+    """How to let models run that are code, for a message; also when the setting stands where it does not count."""
+    return (
+        "If you trust the repository, set `serving.allow_code = true` in the workspace's octavo.toml and start with "
+        f"`--workspace {settings.workspace}`, since it counts only in a workspace that is named, "
+        "or set OCTAVO_SERVING__ALLOW_CODE=true."
+    )
 
 
 class Runner(Protocol):

@@ -111,6 +111,10 @@ class Client:
         headers = {_HEADER_LENGTH: str(len(header)), "content-type": "application/octet-stream"}
         return _decode(self._send("POST", path, b"".join((header, *body)), headers))
 
+    def datatypes(self, model: str) -> dict[str, str]:
+        """The datatype of each input of a model, or of the model behind an endpoint; loads it."""
+        return {spec["name"]: spec["datatype"] for spec in self._json("GET", _model_path(model))["inputs"]}
+
     def models(self) -> list[dict[str, Any]]:
         """Every served version of every model: name, version, state, bytes in memory, pinned, latencies."""
         rows: list[dict[str, Any]] = self._json("GET", "/api/serving/models")

@@ -7,6 +7,7 @@ repository works without one.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,9 @@ Workspace = Annotated[Path | None, typer.Option("--workspace", "-w", envvar="OCT
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="Name of a model in the repository.")]
 
+Question = Callable[[Mapping[str, str]], dict[str, Any]]
+"""Gives the tensors of a question to a model whose inputs have these datatypes."""
+
 
 @app.command("ls")
 def list_models(workspace: Workspace = None, as_json: AsJson = False) -> None:
@@ -48,7 +52,7 @@ def list_models(workspace: Workspace = None, as_json: AsJson = False) -> None:
         print_json(rows)
         return
     if not rows:
-        typer.echo("there are no models; add one: octavo models add minilm")
+        typer.echo(f"there are no models in {settings.repository_url}; add one: octavo models add minilm")
         return
     titles = ["Model", "Version", "Default", "State", "MiB", "Pinned"]
     print_table(titles, [_cells(row) for row in rows])
@@ -189,6 +193,9 @@ def publish(
     """Add a version of a model from a folder, whole or not at all; it answers from the next look on."""
     from octavo.serving.repository import Repository
 
+    if not folder.is_dir():
+        fix = "Name the folder with the version's files, as model.onnx."
+        raise NotFound("there is no folder to publish", str(folder), fix)
     settings = load_settings(workspace)
     version = Repository.open(settings.repository_url, settings).publish(name, folder)
     say(as_json, {"name": name, "version": version}, f"published {name} version {version}")
@@ -233,26 +240,32 @@ async def _pair_here(settings: Settings, *given: str) -> dict[str, Any]:
 def infer(
     name: Name,
     text: Annotated[list[str] | None, typer.Option(help="A text to embed; may be given again.")] = None,
-    inputs: Annotated[Path | None, typer.Option(help="JSON file: {input name: nested lists}.")] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(help="JSON file: {input name: nested lists}; numbers are taken as the model's datatype."),
+    ] = None,
     input_type: Annotated[str, typer.Option(help="query or document, where the model tells them apart.")] = "",
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a model: through the running server, or in this process when there is none."""
     settings = existing_workspace(workspace)
-    tensors = _read_inputs(text, inputs)
+    question = _question(text, inputs)
     parameters = {"input_type": input_type} if input_type else {}
     client = find_server(settings)
     if client is not None:
         with client:
-            outputs = client.infer(name, tensors, parameters=parameters)
+            declared = client.datatypes(name) if inputs else {}
+            outputs = client.infer(name, question(declared), parameters=parameters)
     else:
-        outputs = asyncio.run(_infer_here(settings, name, tensors, parameters))
+        outputs = asyncio.run(_infer_here(settings, name, question, parameters))
     if as_json:
         print_json({key: _plain(array) for key, array in outputs.items()})
         return
+    from octavo.serving.tensors import datatype_of
+
     for key, array in outputs.items():
-        typer.echo(f"{key} {array.dtype} {list(array.shape)}: {_preview(array)}")
+        typer.echo(f"{key} {datatype_of(array)} {list(array.shape)}: {_preview(array)}")
 
 
 app.command("bench")(bench)
@@ -287,32 +300,35 @@ def server(workspace: Path | None) -> Client:
     return client
 
 
-async def _infer_here(
-    settings: Settings, name: str, tensors: dict[str, Any], parameters: dict[str, Any]
-) -> dict[str, Any]:
+async def _infer_here(settings: Settings, name: str, question: Question, parameters: dict[str, Any]) -> dict[str, Any]:
     from octavo.serving.inference import InferRequest
     from octavo.serving.service import Serving
 
     server = await Serving.open(settings, keep_pinned=False)
     try:
-        return dict((await server.infer(InferRequest(name, tensors, parameters=parameters))).outputs)
+        declared = {spec.name: spec.datatype for spec in await server.inputs(name)}
+        return dict((await server.infer(InferRequest(name, question(declared), parameters=parameters))).outputs)
     finally:
         await server.close()
 
 
-def _read_inputs(text: list[str] | None, file: Path | None) -> dict[str, Any]:
+def _question(text: list[str] | None, file: Path | None) -> Question:
+    """What is asked, once the model's datatypes are known; the file is read now."""
     from octavo.serving.question import read_tensors, text_tensors
 
     if text and file is None:
-        return text_tensors(text)
+        tensors = text_tensors(text)
+        return lambda _: tensors
     if text or file is None:
         raise Invalid(
             "give either texts or a file", "octavo models infer", "Use --text 'hello', or --inputs FILE.json."
         )
     try:
-        return read_tensors(file.read_bytes(), str(file))
+        content = file.read_bytes()
     except OSError as error:
-        raise NotFound(f"the file cannot be read: {error.strerror}", str(file)) from None
+        fix = 'Name a JSON file of input names with nested lists, as {"x": [[1, 2.5]]}.'
+        raise NotFound(f"the file cannot be read: {error.strerror}", str(file), fix) from None
+    return lambda declared: read_tensors(content, str(file), declared)
 
 
 def _plain(array: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from octavo.errors import OctavoError
+from octavo.errors import NotFound, OctavoError
 from octavo.serving.endpoint import Endpoint, parse_endpoint
 from octavo.storage.documents import Document, Documents
 
@@ -42,7 +42,10 @@ class Endpoints:
         Raises:
             NotFound: there is none.
         """
-        document = await asyncio.to_thread(self._documents.get, KIND, name)
+        try:
+            document = await asyncio.to_thread(self._documents.get, KIND, name)
+        except NotFound:
+            raise _missing(name) from None
         return parse_endpoint(document.body), document
 
     async def put(self, endpoint: Endpoint, revision: int | None = None) -> Document:
@@ -62,7 +65,10 @@ class Endpoints:
         Raises:
             NotFound: there is none.
         """
-        await asyncio.to_thread(self._documents.delete, KIND, name)
+        try:
+            await asyncio.to_thread(self._documents.delete, KIND, name)
+        except NotFound:
+            raise _missing(name) from None
         await self.refresh()
 
     async def refresh(self) -> None:
@@ -89,3 +95,7 @@ class Endpoints:
                 await self.refresh()
             except OctavoError as error:
                 log.warning("the endpoints are as they were: %s", error)
+
+
+def _missing(name: str) -> NotFound:
+    return NotFound(f"there is no endpoint {name!r}", "", "See which there are: octavo endpoints ls")

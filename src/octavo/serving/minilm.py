@@ -164,6 +164,10 @@ def fetch_hub(identifier: str, download_folder: Path) -> Path:
     """
     if identifier.count("/") > 1 or identifier.startswith((".", "/", "~")):
         raise Invalid("there is no such folder", identifier, "Give 'minilm', a folder, or a hub id as 'owner/name'.")
+    if "/" not in identifier:
+        raise Invalid(
+            "neither a folder nor a hub id", identifier, "Give 'minilm', a folder, or a hub id as 'owner/name'."
+        )
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError

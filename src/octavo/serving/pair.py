@@ -140,6 +140,11 @@ def _publish(serving: Serving, name: str, config: ModelConfig) -> tuple[str, boo
 
 async def _width(serving: Serving, model: str, version: str) -> int:
     """How many numbers the vectors of an encoder's version have, by asking it."""
+    about = await serving.metadata(model, version)
+    takes, gives = [spec.name for spec in about.inputs], [spec.name for spec in about.outputs]
+    if "text" not in takes or _EMBEDDING not in gives:
+        what = f"it is no text-embedding model: it takes {', '.join(takes)} and gives {', '.join(gives)}"
+        raise Invalid(what, model, "Take text-embedding models, as minilm.")
     text = np.array([[_PROBE.encode()]], dtype=np.object_)
     answer = await serving.infer(InferRequest(model, {"text": text}, version=version))
     given = answer.outputs.get(_EMBEDDING)

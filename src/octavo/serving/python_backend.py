@@ -27,6 +27,7 @@ from octavo.errors import (
     OutOfMemory,
     Unavailable,
 )
+from octavo.serving.backend import allow_code_fix
 from octavo.serving.inference import InferRequest
 from octavo.serving.python_channel import Message
 from octavo.serving.python_config import triton_config, triton_specs
@@ -66,6 +67,7 @@ class PythonBackend:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.serving
+        self._allow = allow_code_fix(settings)
 
     def start(self) -> None:
         """Nothing: the server imports nothing for these models."""
@@ -82,7 +84,7 @@ class PythonBackend:
             raise Forbidden(
                 "the model is Python code, and running code from the repository is off",
                 version.name,
-                "Set `serving.allow_code = true` (OCTAVO_SERVING__ALLOW_CODE=true) if you trust the repository.",
+                self._allow,
             )
         file = version.config.model_file or "model.py"
         if not file.endswith(".py") or not (version.folder / file).is_file():

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from octavo.errors import Forbidden, Invalid, MissingExtra, ModelFailed, OctavoError, OutOfMemory
+from octavo.serving.backend import allow_code_fix
 from octavo.serving.memory import give_back_freed
 from octavo.serving.pytorch_program import Binding, Program, bind, exported_program, script_program
 from octavo.serving.repository import ModelVersion
@@ -43,6 +44,7 @@ class PytorchBackend:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.serving
+        self._allow = allow_code_fix(settings)
         self._threads = settings.serving.threads or os.cpu_count() or 1
 
     def start(self) -> None:
@@ -63,8 +65,7 @@ class PytorchBackend:
             raise Forbidden(
                 "a PyTorch model is a program, and running code from the repository is off",
                 version.name,
-                "Set `serving.allow_code = true` (OCTAVO_SERVING__ALLOW_CODE=true) if you trust the repository, "
-                "or export the model to ONNX.",
+                f"{self._allow} Or export the model to ONNX.",
             )
         torch = _pytorch()
         file = version.folder / (version.config.model_file or _SCRIPT)

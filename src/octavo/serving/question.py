@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,14 @@ def text_tensors(texts: Sequence[str]) -> Tensors:
     return {"text": _bytes(np.array(texts, dtype=np.object_)[:, None])}
 
 
-def read_tensors(raw: str | bytes, where: str) -> Tensors:
+def read_tensors(raw: str | bytes, where: str, declared: Mapping[str, str] | None = None) -> Tensors:
     """Tensors by input name from JSON: nested lists, or an object with `datatype` and `data` where it matters.
 
-    Whole numbers alone are INT64, others FP32, texts BYTES.
+    Args:
+        raw: the JSON.
+        where: for messages.
+        declared: the model's datatypes by input name: numbers that say none of their own are taken as these. Without
+            one whole numbers are INT64, others FP32; texts are BYTES always.
 
     Raises:
         Invalid: not such an object; names the tensor.
@@ -34,15 +38,17 @@ def read_tensors(raw: str | bytes, where: str) -> Tensors:
         raise Invalid(f"this is not JSON: {error}", where, f"Write {_EXAMPLE}.") from None
     if not isinstance(values, dict):
         raise Invalid("this is not a JSON object of tensors", where, f"Write {_EXAMPLE}.")
-    return {name: _read(name, value, where) for name, value in values.items()}
+    return {name: _read(name, value, where, (declared or {}).get(name, "")) for name, value in values.items()}
 
 
-def _read(name: str, value: Any, where: str) -> Array:
+def _read(name: str, value: Any, where: str, declared: str) -> Array:
     datatype = ""
     if isinstance(value, dict):
         datatype, value = str(value.get("datatype", "")), value.get("data")
     try:
         array = np.array(value)
+        if array.dtype.kind in "iuf" and declared != "BYTES":
+            datatype = datatype or declared
         datatype = datatype or _DATATYPE_OF_KIND[array.dtype.kind]
         return _bytes(array) if datatype == "BYTES" else _numbers(array, numpy_of(datatype, name))
     except (ValueError, TypeError, KeyError):

@@ -63,7 +63,11 @@ class FolderStore:
         folder = self._root / check_name(name)
         if not folder.is_dir():
             self._folders()
-            raise NotFound(f"there is no model {name!r}", "model repository", "See the repository index for the names.")
+            raise NotFound(
+                f"there is no model {name!r}",
+                "model repository",
+                "See the repository index for the names: octavo models ls",
+            )
         _check_inside(folder, self._root)
         files = list_files(folder, self._root, links="refuse")
         if not is_model(files):

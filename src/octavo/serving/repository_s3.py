@@ -94,7 +94,11 @@ class S3Store:
         if found is None:
             found = self._refresh(name)
         if not is_model(found):
-            raise NotFound(f"there is no model {name!r}", "model repository", "See the repository index for the names.")
+            raise NotFound(
+                f"there is no model {name!r}",
+                "model repository",
+                "See the repository index for the names: octavo models ls",
+            )
         return found
 
     def read(self, name: str, file: str) -> bytes:

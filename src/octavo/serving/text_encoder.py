@@ -153,9 +153,7 @@ class TextEmbeddingTask:
         return {"embedding": np.stack(results)}
 
     def _prefix(self, request: InferRequest) -> str:
-        """What stands before the texts of a request; an encoder that tells no types apart ignores the type."""
-        if not any(self._prefixes.values()):
-            return ""
+        """What stands before the texts of a request: nothing where the encoder tells no types apart."""
         return self._prefixes[input_type(request.parameters, self._default_type, self._name)]
 
     def _open_tokenizer(self, version: ModelVersion) -> Tokenizer:

@@ -58,9 +58,22 @@ def test_the_commands(tmp_path: Path) -> None:
             assert http.get("/report?colour=red").status_code == 400
         for path in ("rules", "plan", "report"):
             assert httpx.get(f"{server.url}/api/serving/warmup/{path}").status_code == 401
-        for wrong in (["rm", "mornings"], ["add", "x"], ["add", "x", "--model", "m", "--cron", "soon"]):
+        for wrong, says in (
+            (["rm", "mornings"], "no warm-up rule 'mornings'"),
+            (["add", "x"], "needs --model"),
+            (["add", "x", "--cron", "99 8 * * *"], "cron"),
+            (["add", "x", "--model", "m", "--probability", "0.5"], "has no --probability"),
+        ):
             slip = octavo("warmup", *wrong, "--workspace", str(workspace))
             assert (slip.returncode, "Traceback" in slip.stderr) == (2, False), slip.stderr
+            assert says in slip.stderr
+            assert "needs --model and" not in slip.stderr
+        words = ["add", "later", "--model", "nosuch", "--model", "dou*", "--workspace", str(workspace)]
+        noted = octavo("warmup", *words)
+        assert noted.returncode == 0
+        assert "no model or endpoint is called nosuch now" in noted.stderr
+        missing = octavo("endpoints", "show", "nosuch", "--workspace", str(workspace))
+        assert "there is no endpoint 'nosuch'. See" in missing.stderr
     assert run("report", "--by", "model", "--json")["avoided"] == 1, "without a server too"
     assert "1 cold starts avoided" in run("report")
 

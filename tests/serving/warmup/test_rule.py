@@ -68,9 +68,13 @@ def test_patterns_name_models() -> None:
         ({"keep_minutes": 0}, "keep_minutes"),
         ({"keep_minutes": 10**9}, "keep_minutes"),
         ({"probability": float("nan")}, "probability"),
+        ({"probability": 3}, "probability cannot be 3 (r). Write 0.001 to 1."),
+        ({"keep_minutes": -5}, "keep_minutes cannot be -5 (r). Write a whole number from 1 to 10080."),
+        ({"predict": "perhaps"}, "Write true or false."),
+        ({"cron": 8}, "Write a text."),
         ({"probability": 0}, "probability"),
         ({"colour": "red"}, "unknown field colour"),
-        ({"name": "../r"}, "not a model name"),
+        ({"name": "../r"}, "not a rule's name"),
     ],
 )
 def test_what_is_wrong_is_named(given: dict[str, Any], says: str) -> None:

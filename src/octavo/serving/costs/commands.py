@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from octavo.errors import Invalid
 from octavo.printing import print_json, print_table
 from octavo.serving.commands import AsJson, Workspace, find_server
 from octavo.settings import existing_workspace
@@ -29,6 +30,8 @@ def costs(
     as_json: AsJson = False,
 ) -> None:
     """What models and tenants cost: memory, CPU, requests, cold starts, money, and the saving of sharing a machine."""
+    if csv is not None and not csv.absolute().parent.is_dir():
+        raise Invalid("there is no such folder", str(csv.absolute().parent), "Make it, or name another.")
     settings = existing_workspace(workspace)
     given = {"since": since, "by": by, "price": price, "instance_price": instance_price}
     report = _report(settings, given)
@@ -37,9 +40,10 @@ def costs(
     if as_json:
         print_json(report.plain())
     elif csv is not None:
-        typer.echo(f"{len(report.lines)} lines written to {csv}")
+        rows = len(report.lines) + bool(report.idle)
+        typer.echo(f"a line of titles and {rows} of amounts written to {csv}")
     else:
-        _print(report)
+        _print(report, by)
 
 
 def _report(settings: Settings, given: dict[str, str]) -> CostReport:
@@ -61,32 +65,34 @@ def _report(settings: Settings, given: dict[str, str]) -> CostReport:
         database.close()
 
 
-def _print(report: CostReport) -> None:
+def _print(report: CostReport, by: str) -> None:
     if not report.lines:
         typer.echo(f"nothing was used since {report.since}; the machine was up for {report.hours:.2f} h")
         return
     titles = ["Tenant", "Model", "Requests", "Failures", "Cold", "CPU s", "GiB-h", "Money", "Alone", "Saved"]
-    print_table(titles, [*_rows(report)])
+    print_table(titles, [*_rows(report, by)])
     typer.echo(
         f"\n{report.hours:.2f} h at {report.price:g} an hour: {report.bill:.4f}, {report.idle:.4f} of it idle\n"
         f"an instance for each of {report.models} models: {report.alone:.4f}; "
-        f"saved {report.saving:.4f} ({report.saving_percent:.1f} %)"
+        f"saved {report.saving:z.4f} ({report.saving_percent:z.1f} %)"
     )
 
 
-def _rows(report: CostReport) -> Iterator[tuple[str, ...]]:
+def _rows(report: CostReport, by: str) -> Iterator[tuple[str, ...]]:
+    from octavo.serving.costs.report import HOUSE_NAME
+
     for line in report.lines:
         yield (
-            line.tenant,
+            line.tenant or ("" if by == "model" else HOUSE_NAME),
             line.model,
             str(line.requests),
             str(line.failures or ""),
             str(line.cold_starts or ""),
             f"{line.cpu_seconds:.2f}",
             f"{line.memory_gib_hours:.4f}",
-            f"{line.money:.4f}",
-            f"{line.alone_money:.4f}",
-            f"{line.saving:.4f}",
+            f"{line.money:z.4f}",
+            f"{line.alone_money:z.4f}",
+            f"{line.saving:z.4f}",
         )
     if report.idle:
         yield ("(idle)", *[""] * 6, f"{report.idle:.4f}", "", "")

@@ -23,6 +23,8 @@ from octavo.serving.costs.usage import HOUR, Capacity, Owner, Usage
 
 HOUSE = ""
 """The tenant of what no request caused: pins, warm-ups, checks."""
+HOUSE_NAME = "(house)"
+"""What people read in its place."""
 
 _GIB_HOUR = 2**30 * HOUR
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # their wide forms too

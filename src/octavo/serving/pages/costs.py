@@ -10,13 +10,11 @@ from nicegui import ui
 
 from octavo.access import Principal, allowed
 from octavo.errors import OctavoError
-from octavo.serving.costs.report import CostLine, CostReport
+from octavo.serving.costs.report import HOUSE_NAME, CostLine, CostReport
 from octavo.serving.pages.console import AXIS, GRID_LINE, LEGEND, Console, alert, empty, figures
 
 _PERIODS = {"24h": "Last 24 hours", "7d": "Last 7 days", "4w": "Last 4 weeks", "13w": "Last 13 weeks"}
 _BY = {"": "Tenant and model", "tenant": "Tenant", "model": "Model"}
-_HOUSE = "(house)"
-"""What no tenant's request caused: pins, warm-ups, checks."""
 _BARS = 8
 """Lines that the chart shows: the dearest."""
 
@@ -139,7 +137,7 @@ _FORMAT = {
 def _row(at: int, line: CostLine) -> dict[str, Any]:
     return {
         "id": at,
-        "tenant": line.tenant or _HOUSE,
+        "tenant": line.tenant or HOUSE_NAME,
         "model": line.model,
         "requests": line.requests,
         "failures": line.failures,
@@ -208,7 +206,7 @@ def _bars(lines: tuple[CostLine, ...], by: str) -> dict[str, Any]:
 
 
 def _names(line: CostLine, by: str) -> list[str]:
-    return [line.model] if by == "model" else [line.tenant or _HOUSE, *([] if by else [line.model])]
+    return [line.model] if by == "model" else [line.tenant or HOUSE_NAME, *([] if by else [line.model])]
 
 
 def _short(name: str) -> str:

@@ -15,7 +15,7 @@ from octavo.serving.inference import InferRequest
 from octavo.serving.pages.console import AXIS, GRID_LINE, LEGEND, REFRESH_SECONDS, Console, alert, figures
 from octavo.serving.question import read_tensors, text_tensors
 from octavo.serving.statistics import ModelStatistics, percentile
-from octavo.serving.tensors import Tensors
+from octavo.serving.tensors import Tensors, datatype_of
 
 if TYPE_CHECKING:
     from octavo.serving.service import Serving
@@ -142,12 +142,22 @@ class _Page:
             if not name:
                 raise Invalid("no model is chosen", "Try it", "Choose one above.")
             require(self._principal, "infer", f"models/{name}")
-            inputs, texts = _read_question(self._asked.value or "")
+            inputs, texts = await self._question(name, self._asked.value or "")
             answer = await self._service.infer(InferRequest(name, inputs, caller=self._principal.name))
         except OctavoError as error:
             self._answer.set_content(alert(error))
             return
         self._answer.set_content(_draw_answer(answer.outputs, texts))
+
+    async def _question(self, model: str, asked: str) -> tuple[Tensors, list[str]]:
+        """A JSON object of tensors, or else lines of text; with the texts, if they are."""
+        if asked.lstrip().startswith("{"):
+            declared = {spec.name: spec.datatype for spec in await self._service.inputs(model)}
+            return read_tensors(asked, "Try it", declared), []
+        texts = [line for line in asked.splitlines() if line.strip()]
+        if not texts:
+            raise Invalid("there is nothing to ask", "Try it", "Write a line of text.")
+        return text_tensors(texts), texts
 
     async def _refresh(self) -> None:
         snapshot = self._service.residency()
@@ -277,16 +287,6 @@ def _chart_options() -> dict[str, Any]:
     }
 
 
-def _read_question(question: str) -> tuple[Tensors, list[str]]:
-    """A JSON object of tensors, or else lines of text; with the texts, if they are."""
-    if question.lstrip().startswith("{"):
-        return read_tensors(question, "Try it"), []
-    texts = [line for line in question.splitlines() if line.strip()]
-    if not texts:
-        raise Invalid("there is nothing to ask", "Try it", "Write a line of text.")
-    return text_tensors(texts), texts
-
-
 def _draw_answer(outputs: Tensors, texts: list[str]) -> str:
     parts = []
     for name, array in outputs.items():
@@ -295,7 +295,7 @@ def _draw_answer(outputs: Tensors, texts: list[str]) -> str:
             for value in array.ravel()[:_SHOWN_VALUES].tolist()
         )
         more = ", ..." if array.size > _SHOWN_VALUES else ""
-        parts.append(f"<p><strong>{escape(name)}</strong> {array.dtype} {list(array.shape)}</p>")
+        parts.append(f"<p><strong>{escape(name)}</strong> {datatype_of(array)} {list(array.shape)}</p>")
         parts.append(f'<p class="o-mono o-quiet">{values}{more}</p>')
     vectors: Any = outputs.get("embedding")
     if vectors is not None and len(texts) > 1:

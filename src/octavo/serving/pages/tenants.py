@@ -144,20 +144,23 @@ _COLUMNS = [
     _column("examples", "Examples"),
     _column("categories", "Categories"),
     _column("accuracy", "Accuracy %"),
+    _column("evaluated", "Last evaluation (UTC)"),
     _column("size", "KiB"),
     _column("trained", "Trained (UTC)"),
 ]
 
 
 def _row(one: TenantSummary, resident: set[str]) -> dict[str, Any]:
-    newest, found = one.newest, one.evaluation
+    newest, last = one.newest, one.evaluation
+    accuracy = last.found.accuracy if last else None
     return {
         "tenant": one.tenant,
         "base": newest.base,
         "examples": newest.examples or None,
         "categories": newest.categories or None,
         "trained": f"{datetime.fromtimestamp(newest.trained, UTC):%Y-%m-%d %H:%M}" if newest.trained else "",
-        "accuracy": round(100 * found.accuracy, 1) if found and found.accuracy is not None else None,
+        "accuracy": round(100 * accuracy, 1) if accuracy is not None else None,
+        "evaluated": f"{last.found.in_scope:,} texts, {last.at:%Y-%m-%d %H:%M}" if last else "",
         "size": round(one.bytes / 1024),
         "resident": any(model.model in resident for model in one.models),
     }

@@ -13,6 +13,7 @@ import orjson
 from octavo.access import require
 from octavo.errors import Invalid, NotFound, OctavoError, Unavailable
 from octavo.serving.protocols.exchange import Call, Door, Operation, Protocol, Reply, json_reply
+from octavo.serving.tenants.evaluation import Remembered
 from octavo.serving.tenants.listing import TenantModel, TenantSummary, seen_by, summarise
 from octavo.serving.tenants.metadata import tenant_model
 from octavo.serving.tenants.submission import TRAIN, require_training, submit_training
@@ -82,9 +83,13 @@ def _shown(one: TenantSummary, resident: set[str]) -> dict[str, Any]:
         "categories": newest.categories or None,
         "bytes": one.bytes,
         "trained": _time(newest.trained),
-        "evaluation": asdict(one.evaluation) if one.evaluation else None,
+        "evaluation": _evaluation(one.evaluation) if one.evaluation else None,
         "models": [_model(model, resident) for model in one.models],
     }
+
+
+def _evaluation(last: Remembered) -> dict[str, Any]:
+    return asdict(last.found) | {"at": last.at.isoformat()}
 
 
 def _model(model: TenantModel, resident: set[str]) -> dict[str, Any]:

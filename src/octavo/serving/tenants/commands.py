@@ -23,7 +23,9 @@ T = TypeVar("T")
 app = typer.Typer(help="Tenants: a model of one's own for each customer, on a base they share.", no_args_is_help=True)
 
 Tenant = Annotated[str, typer.Argument(help="The customer's name.")]
-Examples = Annotated[Path, typer.Option(help="CSV with the columns text and category; 'oos' means out of scope.")]
+Examples = Annotated[
+    Path, typer.Option(help="CSV with the columns text and category (or label, or intent); 'oos' means out of scope.")
+]
 
 
 @app.command()
@@ -52,15 +54,28 @@ def train(
 
 
 @app.command("eval")
-def evaluate(tenant: Tenant, examples: Examples, workspace: Workspace = None, as_json: AsJson = False) -> None:
-    """Ask a tenant's classifier about labelled texts and tell how many it gets right."""
+def evaluate(
+    tenant: Tenant,
+    examples: Examples,
+    record: Annotated[
+        bool, typer.Option("--record/--no-record", help="Remember it as the tenant's last evaluation, for all to see.")
+    ] = True,
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a tenant's classifier about labelled texts and tell how many it gets right.
+
+    The console and /api/serving/tenants show the last evaluation; try a file without changing that by --no-record.
+    """
     from octavo.serving.tenants.examples import read_examples
     from octavo.serving.tenants.training import evaluate_tenant
 
     settings = existing_workspace(workspace)
     given = read_examples(examples, settings.serving.max_examples)
     with spinner(f"asking {tenant}", quiet=as_json) as tell:
-        found = _with_serving(settings, lambda serving: evaluate_tenant(serving, tenant, given, _told(tell)))
+        found = _with_serving(
+            settings, lambda serving: evaluate_tenant(serving, tenant, given, _told(tell), record=record)
+        )
     parts = []
     if found.accuracy is not None:
         parts.append(f"accuracy {found.accuracy:.4f} of {found.in_scope:,} texts")

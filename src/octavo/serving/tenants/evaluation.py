@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Final
 
 from octavo.errors import OctavoError
@@ -48,6 +49,14 @@ class Asked:
     digest: str
 
 
+@dataclass(frozen=True)
+class Remembered:
+    """What was found, and when (UTC)."""
+
+    found: Evaluation
+    at: datetime
+
+
 def remember_evaluation(documents: Documents, asked: Asked, found: Evaluation) -> None:
     """Keep it as the model's last one; without a database it is only not remembered."""
     body = asdict(found) | {"version": asked.version, "digest": asked.digest}
@@ -57,7 +66,7 @@ def remember_evaluation(documents: Documents, asked: Asked, found: Evaluation) -
         log.warning("the evaluation of %s is not remembered: %s", asked.model, error)
 
 
-def evaluations(documents: Documents) -> dict[Asked, Evaluation]:
+def evaluations(documents: Documents) -> dict[Asked, Remembered]:
     """The last one of each model, by what was asked.
 
     Raises:
@@ -68,7 +77,9 @@ def evaluations(documents: Documents) -> dict[Asked, Evaluation]:
         body = dict(document.body)
         asked = Asked(document.name, str(body.pop("version", "")), str(body.pop("digest", "")))
         try:
-            found[asked] = Evaluation(**body | {"unknown": tuple(body.get("unknown", ()))})
+            evaluation = Evaluation(**body | {"unknown": tuple(body.get("unknown", ()))})
         except TypeError:  # written by another version of octavo
             log.warning("the evaluation of %s cannot be read", document.name)
+            continue
+        found[asked] = Remembered(evaluation, document.updated)
     return found

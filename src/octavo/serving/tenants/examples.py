@@ -7,7 +7,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
@@ -20,15 +20,16 @@ LONGEST_CATEGORY: Final = 200
 _CATEGORY_NAMES: Final = ("category", "label", "intent")
 _LONGEST_LINE: Final = 2**20
 _GZIP: Final = b"\x1f\x8b"
-_FORM: Final = "Write a CSV in UTF-8 whose header has the columns text and category."
+_FORM: Final = "Write a CSV in UTF-8 whose header has the columns text and category (or label, or intent)."
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts and the category of each; the category `oos` marks texts that belong to none."""
+    """Texts and the category of each; the category `oos` marks texts that belong to none. `source` is for messages."""
 
     texts: tuple[str, ...]
     categories: tuple[str, ...]
+    source: str = field(default="examples", compare=False)
 
 
 def read_examples(file: Path, limit_rows: int = 100_000, limit_bytes: int = 64 * 2**20) -> Examples:
@@ -121,7 +122,7 @@ def _read(rows: Iterator[list[str]], file: str, limit_rows: int) -> Examples:
         categories.append(_checked(row[category_at], "category", LONGEST_CATEGORY, where))
     if not texts:
         raise Invalid("there is no example below the header", file, _FORM)
-    return Examples(tuple(texts), tuple(categories))
+    return Examples(tuple(texts), tuple(categories), file)
 
 
 def _columns(header: Sequence[str], file: str) -> tuple[int, int]:

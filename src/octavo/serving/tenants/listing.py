@@ -9,7 +9,7 @@ from octavo.access import Principal, allowed
 from octavo.errors import OctavoError
 from octavo.serving.repository import Repository
 from octavo.serving.tenants.backend import BACKEND, INTENT
-from octavo.serving.tenants.evaluation import Asked, Evaluation, evaluations
+from octavo.serving.tenants.evaluation import Asked, Remembered, evaluations
 from octavo.serving.tenants.intent import DELTA_FILE, IntentHead
 from octavo.storage.documents import Documents
 
@@ -49,7 +49,7 @@ class TenantSummary:
 
     tenant: str
     models: tuple[TenantModel, ...]
-    evaluation: Evaluation | None
+    evaluation: Remembered | None
 
     @property
     def newest(self) -> TenantModel:

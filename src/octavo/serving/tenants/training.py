@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from octavo.errors import Invalid
+from octavo.errors import Invalid, NotFound
 from octavo.serving.inference import InferRequest
 from octavo.serving.tenants.adapter import ADAPTER_FILE, train_adapter
 from octavo.serving.tenants.backend import EMBEDDING, INTENT
@@ -92,7 +92,9 @@ def check_examples(tenant: str, examples: Examples) -> int:
     categories = len(counts)
     check_size(categories, len(examples.texts))
     if max(counts.values()) < 2:
-        raise Invalid("no category has two texts", "text", "Give at least two texts of one category; ten do well.")
+        raise Invalid(
+            "no category has two texts", examples.source, "Give at least two texts of one category; ten do well."
+        )
     return categories
 
 
@@ -142,13 +144,24 @@ Learn = Callable[[Path, Any, Examples, Callable[[float], None]], None]
 _LEARN: Final[dict[str, Learn]] = {INTENT: _learn_intents, EMBEDDING: _learn_adapter}
 
 
-async def evaluate_tenant(serving: Serving, tenant: str, examples: Examples, progress: Progress) -> Evaluation:
-    """Ask a tenant's model about examples, as any client would, and compare; what was found is remembered.
+async def evaluate_tenant(
+    serving: Serving, tenant: str, examples: Examples, progress: Progress, *, record: bool = True
+) -> Evaluation:
+    """Ask a tenant's model about examples, as any client would, and compare.
+
+    Args:
+        serving: answers.
+        tenant: who.
+        examples: what it is asked, with what is right.
+        progress: is told.
+        record: whether this is remembered as the tenant's last evaluation.
 
     Raises:
         NotFound: the tenant has no model.
     """
     model = tenant_model(tenant)
+    if model not in await asyncio.to_thread(serving.repository.names):
+        raise NotFound(f"there is no tenant {tenant!r} with a classifier", "", "See who there is: octavo tenants ls")
     resolved = await asyncio.to_thread(serving.repository.resolve, model)
     version = resolved.version
     known = {OUT_OF_SCOPE, *(await asyncio.to_thread(IntentHead.load, resolved.folder / DELTA_FILE)).categories}
@@ -162,6 +175,8 @@ async def evaluate_tenant(serving: Serving, tenant: str, examples: Examples, pro
     outside = [one == wanted for one, wanted in pairs if wanted == OUT_OF_SCOPE]
     unknown = tuple(sorted(set(examples.categories) - known))
     found = Evaluation(_share(inside), _share(outside), len(inside), len(outside), unknown)
+    if not record:
+        return found
     asked = Asked(model, version, resolved.config.parameters.get("examples", ""))
     await asyncio.to_thread(remember_evaluation, serving.documents, asked, found)
     return found

@@ -15,6 +15,7 @@ from octavo.serving.commands import AsJson, Workspace, find_server, server
 from octavo.settings import existing_workspace
 
 if TYPE_CHECKING:
+    from octavo.serving.client import Client
     from octavo.serving.warmup.simulation import Simulation
     from octavo.settings import Settings
 
@@ -42,7 +43,8 @@ def list_rules(workspace: Workspace = None, as_json: AsJson = False) -> None:
 def add(
     name: Name,
     model: Annotated[
-        list[str] | None, typer.Option(help="A model or endpoint, or a pattern with *; may come again. Default: all.")
+        list[str] | None,
+        typer.Option(help="A model or endpoint, or a pattern with *; may come again. With --predict: all."),
     ] = None,
     cron: Annotated[str | None, typer.Option(help="When, as '0 8 * * 1-5'.", show_default="0 * * * *")] = None,
     keep: Annotated[int | None, typer.Option(help="Minutes to keep them from then on.", show_default="60")] = None,
@@ -60,8 +62,8 @@ def add(
 
     if predict and any(given is not None for given in (cron, keep, timezone)):
         raise Invalid("--predict has no schedule", "octavo warmup add", "Leave --cron, --keep and --timezone out.")
-    if not predict and (probability is not None or not model):
-        raise Invalid("a schedule needs --model and no --probability", "octavo warmup add", "Or add --predict.")
+    if not predict and probability is not None:
+        raise Invalid("a schedule has no --probability", "octavo warmup add", "Leave it out, or add --predict.")
     given = {
         "models": model,
         "cron": cron,
@@ -72,8 +74,13 @@ def add(
     }
     said = {field: value for field, value in given.items() if value is not None}
     wanted = parse_rule({"name": name, "predict": predict} | said)
+    if not predict and not model:
+        raise Invalid("a schedule needs --model", "octavo warmup add", "Name models, or add --predict.")
     with server(workspace) as client:
         found = client.set_warmup_rule(name, wanted.model_dump(mode="json"))
+        missing = _missing(client, model or [])
+    if missing:
+        typer.echo(f"note: no model or endpoint is called {_few(missing)} now; see octavo models ls", err=True)
     say(as_json, found, f"{name}: {_few(found['models'])}, {_when(found)}")
 
 
@@ -157,6 +164,14 @@ def simulate_trace(
         print_json(found.plain())
     else:
         _print(found)
+
+
+def _missing(client: Client, patterns: list[str]) -> list[str]:
+    """Those that no model and no endpoint there is now matches."""
+    from octavo.access.permissions import matches
+
+    names = {str(row["name"]) for row in [*client.models(), *client.endpoints()]}
+    return [pattern for pattern in patterns if not any(matches(pattern, name) for name in names)]
 
 
 def _report(settings: Settings, given: dict[str, str]) -> dict[str, Any]:

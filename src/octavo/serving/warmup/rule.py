@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from octavo.access.permissions import matches
 from octavo.errors import Invalid
 from octavo.jobs.schedules import next_time
-from octavo.serving.model_config import check_name
+from octavo.serving.model_config import MAX_NAME, is_name
 
 MAX_NAMES = 1000
 HOURLY = "0 * * * *"
@@ -53,7 +53,10 @@ class WarmupRule(BaseModel):
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
-        return check_name(value)
+        if not is_name(value):
+            fix = f"Use up to {MAX_NAME} letters, digits, '.', '_' and '-', the first not a dot."
+            raise Invalid(f"{value[: MAX_NAME + 1]!r} is not a rule's name", "name", fix)
+        return value
 
     @field_validator("timezone")
     @classmethod
@@ -85,12 +88,31 @@ def parse_rule(given: Mapping[str, Any]) -> WarmupRule:
     """A rule from JSON.
 
     Raises:
-        Invalid: a wrong or unknown field; names it.
+        Invalid: a wrong or unknown field; names it and says what is allowed.
     """
     try:
         return WarmupRule.model_validate(dict(given))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        what = f"unknown field {place}" if first["type"] == "extra_forbidden" else f"{place}: {first['msg']}"
-        raise Invalid(what[:300], str(given.get("name", "rule"))[:100], "See the docs of warm-up.") from None
+        raise _readable(error, str(given.get("name", "rule"))[:100]) from None
+
+
+def _readable(error: ValidationError, rule: str) -> Invalid:
+    """The first thing that is wrong, with what its field may be."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])[:100]
+    known = WarmupRule.model_json_schema()["properties"]
+    if first["type"] == "extra_forbidden":
+        return Invalid(f"unknown field {place}", rule, f"Fields are: {', '.join(known)}.")
+    if first["type"] == "missing":
+        return Invalid(f"{place} is missing", rule)
+    return Invalid(f"{place} cannot be {first['input']!r:.80}", rule, _allowed(known[str(first["loc"][0])]))
+
+
+def _allowed(field: Mapping[str, Any]) -> str:
+    """What a field may be, from its JSON schema."""
+    if "minimum" in field:
+        whole = "a whole number from " if field["type"] == "integer" else ""
+        return f"Write {whole}{field['minimum']:g} to {field['maximum']:g}."
+    if field["type"] == "array":
+        return f"Write 1 to {MAX_NAMES} names of models or endpoints, * for any run of characters."
+    return "Write true or false." if field["type"] == "boolean" else "Write a text."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from octavo.errors import Conflict, OctavoError
+from octavo.errors import Conflict, NotFound, OctavoError
 from octavo.serving.warmup.rule import WarmupRule, parse_rule
 from octavo.storage.documents import Document, Documents
 
@@ -38,7 +38,10 @@ class Rules:
         Raises:
             NotFound: there is none.
         """
-        document = await asyncio.to_thread(self._documents.get, KIND, name)
+        try:
+            document = await asyncio.to_thread(self._documents.get, KIND, name)
+        except NotFound:
+            raise NotFound(f"there is no warm-up rule {name!r}", "", "See which there are: octavo warmup ls") from None
         return parse_rule(document.body), document
 
     async def put(self, rule: WarmupRule, revision: int | None = None) -> Document:
