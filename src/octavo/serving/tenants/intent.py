@@ -185,7 +185,7 @@ def train_intents(
     Raises:
         Invalid: fewer than two categories beside `oos`, more than can be learnt at once, or embeddings not finite.
     """
-    names = sorted(set(categories) - {OUT_OF_SCOPE})
+    names = in_scope(categories)
     check_size(len(names), len(texts))
     if not np.isfinite(embeddings).all():
         raise Invalid("there are embeddings that are not finite", "embeddings", "Check the base model's answers.")
@@ -204,6 +204,11 @@ def train_intents(
     parts = Perceptron(*(_narrow(each) for each in perceptron))
     share = _SHARE_MANY if len(kept) >= _MANY else _SHARE
     return IntentHead(tuple(names), frequencies, _narrow(linear), parts, _narrow(gate), threshold, share)
+
+
+def in_scope(categories: Sequence[str]) -> list[str]:
+    """The categories of examples without out of scope, in the order of a head's columns."""
+    return sorted(set(categories) - {OUT_OF_SCOPE})
 
 
 def _listed(value: Any) -> list[Any]:

@@ -18,8 +18,9 @@ from octavo.serving.tenants.adapter import ADAPTER_FILE, train_adapter
 from octavo.serving.tenants.backend import EMBEDDING, INTENT
 from octavo.serving.tenants.evaluation import Asked, Evaluation, remember_evaluation
 from octavo.serving.tenants.examples import OUT_OF_SCOPE, Examples
-from octavo.serving.tenants.intent import DELTA_FILE, IntentHead, check_size, train_intents
+from octavo.serving.tenants.intent import DELTA_FILE, IntentHead, check_size, in_scope, train_intents
 from octavo.serving.tenants.metadata import TenantMetadata, origin, tenant_model
+from octavo.serving.tenants.naming import name_texts, names_tell
 
 if TYPE_CHECKING:
     from octavo.serving.repository import Repository
@@ -64,7 +65,8 @@ async def train_tenant(
         new = not version
         if new:
             if embeddings is None:
-                embeddings = await _embed(serving, made_from, examples.texts, _part(progress, 0.0, _READING))
+                texts = [*examples.texts, *name_texts(in_scope(examples.categories))]
+                embeddings = await _embed(serving, made_from, texts, _part(progress, 0.0, _READING))
             version = await asyncio.to_thread(
                 _learn_and_publish,
                 serving.repository,
@@ -110,11 +112,20 @@ def _learn_and_publish(
 
 
 def _learn_intents(folder: Path, embeddings: Any, examples: Examples, progress: Callable[[float], None]) -> None:
-    train_intents(embeddings, examples.texts, examples.categories, progress).save(folder / DELTA_FILE)
+    """`embeddings` are those of the examples, and after them those of the categories' names."""
+    texts, categories, count = examples.texts, examples.categories, len(examples.texts)
+    named = in_scope(categories)
+    column = {name: at for at, name in enumerate(named)}
+    inside = np.array([name in column for name in categories])
+    classes = np.array([column[name] for name in categories if name in column], np.int64)
+    if names_tell(embeddings[count:], embeddings[:count][inside], classes):
+        texts, categories = (*texts, *name_texts(named)), (*categories, *named)
+    train_intents(embeddings[: len(texts)], texts, categories, progress).save(folder / DELTA_FILE)
 
 
 def _learn_adapter(folder: Path, embeddings: Any, examples: Examples, progress: Callable[[float], None]) -> None:
-    train_adapter(embeddings, examples.categories, progress=progress).save(folder / ADAPTER_FILE)
+    learnt = embeddings[: len(examples.texts)]
+    train_adapter(learnt, examples.categories, progress=progress).save(folder / ADAPTER_FILE)
 
 
 _READING: Final = 0.4
