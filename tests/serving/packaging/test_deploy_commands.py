@@ -74,8 +74,10 @@ def test_with_a_running_server(tmp_path: Path, packaged: Callable[[float], str])
 
 def test_without_a_server(tmp_path: Path, packaged: Callable[[float], str]) -> None:
     workspace = tmp_path / "workspace"
-    run("deploy", packaged(2), workspace=workspace)
-    run("deploy", packaged(3), "--shadow", "1", workspace=workspace)
+    first = octavo("models", "deploy", packaged(2), "--share", "10%", "--workspace", str(workspace))
+    assert "acme-intents: acme-intents@1 answers everything\nthe share of 10% does not apply" in first.stdout
+    assert run("deploy", packaged(3), "--shadow", "1", workspace=workspace)["note"] == ""
+    assert octavo("models", "rollout", "nosuch", "50%", "--workspace", str(workspace)).returncode == 2
     rows = run("deployments", workspace=workspace)
     assert [(row["name"], row["shadow"], row["step"]) for row in rows] == [("acme-intents", 1.0, "done")]
     refused = octavo("models", "deploy", "nothing.tar.gz", "--workspace", str(workspace))

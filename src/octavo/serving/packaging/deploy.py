@@ -208,7 +208,8 @@ class Deployer:
         pending = turn.record.pending
         if pending is None:
             return []
-        await self._unlabel(turn.record.model_copy(update={"pending": None}), pending.versions)
+        present = set(await asyncio.to_thread(self._service.repository.names))
+        await self._unlabel(turn.record.model_copy(update={"pending": None}), present & pending.versions.keys())
         removed = [model for model in pending.added if await self._remove_default(pending, model)]
         await turn.write(pending=None)
         return removed

@@ -23,7 +23,7 @@ from octavo.serving.model_config import CONFIG_NAME, check_name
 from octavo.serving.packaging.archive import Limits, pack
 from octavo.serving.packaging.pickles import refuse_pickle
 from octavo.serving.packaging.pinned_code import fetch_code
-from octavo.serving.packaging.spec import Rollout, Spec, read_spec
+from octavo.serving.packaging.spec import Rollout, Spec, read_spec, source_path
 from octavo.serving.repository_folder import list_files
 from octavo.settings import Settings
 from octavo.storage import Objects
@@ -158,7 +158,7 @@ def _gather(spec: Spec, beside: Path, folder: Path, limits: Limits) -> None:
         shutil.copytree(code, folder / spec.code.to, dirs_exist_ok=True)
         shutil.rmtree(code)
     for source, place in spec.files.items():
-        _take(beside / Path(source).expanduser(), folder / place, source)
+        _take(source_path(beside, source), folder / place, source)
     if (folder / CONFIG_NAME).exists():
         raise Invalid(f"{CONFIG_NAME} is made from the spec", "files", "Leave it out; write its values in the spec.")
     (folder / CONFIG_NAME).write_text(render(spec.config()), encoding="utf-8")

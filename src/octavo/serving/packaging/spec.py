@@ -3,7 +3,7 @@
 name: acme-intents
 metadata: {tenant: acme, kind: intents}     # names the endpoint: acme-intents
 backend: onnxruntime
-files: {exported/model.onnx: model.onnx}    # file or folder beside the spec: place in the version's folder
+files: {exported/model.onnx: model.onnx}    # in the spec's folder, links followed: place in the version's
 code: {repository: https://example.org/code.git, commit: <40 hex digits>, path: acme}
 shapes:
   inputs: {x: {datatype: FP32, dims: [4]}}
@@ -31,6 +31,8 @@ from octavo.serving.tensors import NUMPY_OF, TensorSpec
 from octavo.storage.keys import check_key
 
 MAX_TEXT = 2**20
+BACKENDS = ("onnxruntime", "python", "pytorch", "tenant")
+"""What a package's model can run on: the server's, but for ensembles, which have no files."""
 
 
 class _Part(BaseModel):
@@ -132,6 +134,13 @@ class Spec(_Part):
     def _name(cls, value: str) -> str:
         return check_name(value)
 
+    @field_validator("backend")
+    @classmethod
+    def _backend(cls, value: str) -> str:
+        if value and value not in BACKENDS:
+            raise ValueError(f"no backend is called {value[:60]!r}; there are {', '.join(BACKENDS)}")
+        return value
+
     @field_validator("files", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
@@ -192,7 +201,8 @@ def read_spec(file: Path) -> Spec:
 
     Raises:
         NotFound: no such file.
-        Invalid: not YAML, an unknown key or a wrong value; names key and line.
+        Invalid: not YAML, an unknown key or a wrong value, or a file that is not in the spec's folder; names key and
+            line.
     """
     try:
         raw = file.read_bytes()
@@ -200,11 +210,29 @@ def read_spec(file: Path) -> Spec:
         raise NotFound(f"the spec cannot be read: {error.strerror}", str(file)) from None
     if len(raw) > MAX_TEXT:
         raise Invalid(f"the spec has {len(raw)} bytes", str(file), f"At most {MAX_TEXT} are read.")
-    return parse_spec(raw, str(file))
+    spec, root = _parse(raw, str(file))
+    beside = file.absolute().parent
+    for at, source in enumerate(spec.files):
+        if not source_path(beside, source).resolve().is_relative_to(beside.resolve()):
+            line = max(_line(root, ("files", key)) for key in (source, at))
+            raise Invalid(
+                f"files: {source[:200]!r} is not in the spec's folder", f"{file}:{line}", "Copy it beside the spec."
+            )
+    return spec
+
+
+def source_path(beside: Path, source: str) -> Path:
+    """Where a file of a spec in the folder `beside` lies, as it is written there."""
+    return beside / Path(source).expanduser()
 
 
 def parse_spec(raw: bytes, where: str = "spec.yaml") -> Spec:
-    """A spec from its text; raises as `read_spec`."""
+    """A spec from its text; raises as `read_spec`, but does not look where its files lie."""
+    return _parse(raw, where)[0]
+
+
+def _parse(raw: bytes, where: str) -> tuple[Spec, Any]:
+    """A spec, and its text as YAML's nodes, which know their lines."""
     import yaml
 
     try:
@@ -221,7 +249,7 @@ def parse_spec(raw: bytes, where: str = "spec.yaml") -> Spec:
         raise Invalid("the spec is no table of keys and values", where, "Begin with `name: ...`.")
     _refuse_repeated(root, where)
     try:
-        return Spec.model_validate(given)
+        return Spec.model_validate(given), root
     except ValidationError as error:
         raise _readable(error, root, where) from None
     except Invalid as error:
