@@ -99,6 +99,7 @@ def test_an_endpoint_is_made_changed_and_removed(browser: Any, server: Up, clien
         front.get_by_text("0 % of 1").wait_for()  # the shadow multiplies by three
         button(front, "Change front").click()
         button(page, "Take out").nth(1).click()
+        page.get_by_label("Share").nth(1).wait_for(state="detached")
         page.get_by_label("Share").fill("7")
         client.set_endpoint("front", {"variants": [{"name": "main", "model": "double"}]})
         button(page, "Save").click()
