@@ -176,12 +176,12 @@ async def test_what_is_likely_is_loaded_from_the_usage_in_the_database(open_serv
 
 async def test_only_free_memory_within_the_share_is_taken(open_serving: Open, tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d"):
-        put(tmp_path / "models", name, weights(1024, seed=ord(name)), BATCHED)
-    serving = await open_serving(tmp_path, memory_budget=24 * 2**20, warmup_share=0.4, **QUIET)
+        put(tmp_path / "models", name, weights(2048, seed=ord(name)), BATCHED)
+    serving = await open_serving(tmp_path, memory_budget=160 * 2**20, warmup_share=0.25, **QUIET)
     await declare(serving, models=["a", "b", "c", "d"])
     plan = await serving.warmup.turn()
     assert {step.key: step.reason for step in plan.steps}["d/1"] == SHARE_USED
-    assert len(resident(serving)) == 2, "four MiB each, of 9.6"
+    assert len(resident(serving)) == 2, "16 MiB each, of 40"
 
 
 async def test_a_load_ahead_that_finds_no_room_sends_nobody_out(
